@@ -1,0 +1,1 @@
+//! Topics, produce, fetch, producer ids: the asynchronous heart above the store

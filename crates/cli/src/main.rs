@@ -1,0 +1,2 @@
+//! The `rimstone` binary.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The gRPC doors: they translate and map errors, they decide nothing

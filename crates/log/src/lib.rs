@@ -1,0 +1,1 @@
+//! The partition log on local disk: synchronous, one writer, memory-mapped readers

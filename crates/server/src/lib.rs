@@ -1,0 +1,1 @@
+//! Builds the whole server from settings, runs it, and stops it

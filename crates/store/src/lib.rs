@@ -1,0 +1,1 @@
+//! The seam between the broker and where the bytes are.
