@@ -1,1 +1,47 @@
-//! The partition log on local disk: synchronous, one writer, memory-mapped readers
+//! The partition log on local disk: synchronous, one writer, memory-mapped readers. The only crate with unsafe
+//! code, all of it in one module (`map`).
+//!
+//! A [`Log`] decides under its owner's lock and returns the slow work (write this, unlink those) to be done
+//! outside it. [`LogReader`]s see what is published and verify what they read.
+//!
+//! Not here: threads, syncing, tickets, waiting (`rimstone-store`); the clock and randomness, which are
+//! passed in.
+
+#![deny(unsafe_code)]
+
+mod config;
+mod directory;
+mod error;
+mod files;
+mod frame;
+mod index;
+pub mod inspect;
+mod log;
+mod map;
+pub mod producers;
+mod reader;
+mod recovery;
+mod retention;
+mod segment;
+mod snapshot;
+mod staging;
+#[cfg(test)]
+mod tests;
+mod walk;
+mod witness;
+
+pub use config::{LogConfig, SaltSource};
+pub use directory::{
+    DIRECTORY_VERSION, DataDirectory, DirectoryError, WITNESS_FILE, list_partitions, partition_path,
+};
+pub use error::{FileError, LogReadError, OpenLogError, StageError};
+pub use files::sync_directory;
+pub use frame::{FORMAT_VERSION, LogPosition};
+pub use log::{Log, Offered, RemovedSegment};
+pub use reader::{LogReader, ReadRange, StoredBatch, TimedOffset};
+pub use recovery::{OpenOptions, OpenReport};
+pub use retention::RetentionPlan;
+pub use segment::Access;
+pub use snapshot::write_log_start;
+pub use staging::{AfterWrite, WriteFailure, WritePlan};
+pub use witness::Witness;

@@ -175,7 +175,7 @@ pub enum Refusal {
     #[error("{limit} producers are remembered in this partition already")]
     TooManyProducers {
         /// The bound.
-        limit: usize,
+        limit: u64,
     },
 }
 
@@ -217,7 +217,7 @@ impl ProducerTable {
     pub fn check(&self, claim: &Claim, now: Timestamp) -> Result<Verdict, Refusal> {
         let Some(entry) = self.producers.get(&claim.stamp.id) else {
             if self.producers.len() >= self.limits.producers && self.expired(now).next().is_none() {
-                return Err(Refusal::TooManyProducers { limit: self.limits.producers });
+                return Err(Refusal::TooManyProducers { limit: self.limits.producers as u64 });
             }
             return entry::check_first(claim);
         };

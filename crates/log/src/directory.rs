@@ -1,0 +1,302 @@
+//! The data directory: its lock, its identity, its clean mark, and where partitions lie in it.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use rimstone_types::{PartitionId, PartitionIndex, Timestamp, TopicId};
+use uuid::Uuid;
+
+use crate::{
+    error::FileError,
+    files,
+    frame::{i64_at, u32_at},
+};
+
+const META_MAGIC: [u8; 8] = *b"RIMSTDIR";
+/// The version of the directory's layout that this build writes and reads.
+pub const DIRECTORY_VERSION: u16 = 1;
+const CLEAN_MAGIC: [u8; 8] = *b"RIMSTCLN";
+const META_FILE: &str = "rimstone.meta";
+const LOCK_FILE: &str = "lock";
+const CLEAN_FILE: &str = "clean";
+const TOPICS: &str = "topics";
+const TRASH: &str = "trash";
+/// The witness's name in a data directory.
+pub const WITNESS_FILE: &str = "witness";
+
+/// Why a data directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DirectoryError {
+    /// Another server has it.
+    #[error("{path} is in use by another server (process {holder}); one directory belongs to one server")]
+    Locked {
+        /// The directory.
+        path: String,
+        /// What the lock file names.
+        holder: String,
+    },
+    /// It is of a later version.
+    #[error(
+        "{path} was written by a newer Rimstone (layout {found}; this build knows {DIRECTORY_VERSION}); nothing was changed"
+    )]
+    Newer {
+        /// The file.
+        path: String,
+        /// Its version.
+        found: u16,
+    },
+    /// It is damaged, or something else.
+    #[error("{path}: {reason}")]
+    Unusable {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// An operation on a file failed.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// A data directory that this process holds.
+#[derive(Debug)]
+pub struct DataDirectory {
+    path: PathBuf,
+    /// Held as long as the process has the directory.
+    _lock: File,
+    server_id: Uuid,
+    was_clean: bool,
+}
+
+impl DataDirectory {
+    /// Opens a data directory, or makes it, and takes the clean mark away.
+    ///
+    /// # Errors
+    /// [`DirectoryError`].
+    pub fn open(path: &Path, new_id: Uuid, now: Timestamp) -> Result<Self, DirectoryError> {
+        fs::create_dir_all(path).map_err(|error| FileError::new("create", path, error))?;
+        let path = path.canonicalize().map_err(|error| FileError::new("resolve", path, error))?;
+        let lock = lock(&path)?;
+        let meta_path = path.join(META_FILE);
+        let topics = path.join(TOPICS);
+        let server_id = match files::read_small(&meta_path, 1024)? {
+            Some(bytes) => decode_meta(&meta_path, &bytes)?,
+            None if topics.exists() => {
+                return Err(DirectoryError::Unusable {
+                    path: meta_path.display().to_string(),
+                    reason:
+                        "it is missing, but there are topics; this directory is not taken for an empty one"
+                            .to_owned(),
+                });
+            }
+            None => {
+                files::replace_file(&meta_path, &encode_meta(new_id, now), true)?;
+                new_id
+            }
+        };
+        for folder in [&topics, &path.join(TRASH)] {
+            fs::create_dir_all(folder).map_err(|error| FileError::new("create", folder, error))?;
+        }
+        files::sync_directory(&path)?;
+        let clean_path = path.join(CLEAN_FILE);
+        let was_clean = files::read_small(&clean_path, 1024)?
+            .is_some_and(|bytes| bytes.len() == 28 && bytes == encode_clean(server_id));
+        if clean_path.exists() {
+            // Before anything else is written, so that a crash from here on is seen as one.
+            files::remove_file(&clean_path)?;
+            files::sync_directory(&path)?;
+        }
+        let directory = Self { path, _lock: lock, server_id, was_clean };
+        directory.empty_trash();
+        Ok(directory)
+    }
+
+    /// The directory, resolved.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The identity that was made with the directory.
+    pub fn server_id(&self) -> Uuid {
+        self.server_id
+    }
+
+    /// Whether the last run stopped cleanly.
+    pub fn was_clean(&self) -> bool {
+        self.was_clean
+    }
+
+    /// Leaves the clean mark, durable. The last thing that a run does.
+    ///
+    /// # Errors
+    /// [`FileError`]; the next start recovers then.
+    pub fn mark_clean(&self) -> Result<(), FileError> {
+        files::replace_file(&self.path.join(CLEAN_FILE), &encode_clean(self.server_id), true)
+    }
+
+    /// Where a partition lies.
+    pub fn partition_path(&self, id: PartitionId) -> PathBuf {
+        partition_path(&self.path, id)
+    }
+
+    /// Makes the directory of a partition, durable with all that leads to it. The partition's own directory must
+    /// not be there.
+    ///
+    /// # Errors
+    /// [`FileError`]; `AlreadyExists` if it is there.
+    pub fn create_partition(&self, id: PartitionId) -> Result<PathBuf, FileError> {
+        let topic = self.path.join(TOPICS).join(id.topic.to_string());
+        fs::create_dir_all(&topic).map_err(|error| FileError::new("create", &topic, error))?;
+        let path = topic.join(id.partition.to_string());
+        fs::create_dir(&path).map_err(|error| FileError::new("create", &path, error))?;
+        files::sync_directory(&path)?;
+        files::sync_directory(&topic)?;
+        files::sync_directory(&self.path.join(TOPICS))?;
+        Ok(path)
+    }
+
+    /// All partitions whose directories are there; names that are not ours are left alone.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn partitions(&self) -> Result<Vec<PartitionId>, FileError> {
+        list_partitions(&self.path)
+    }
+
+    /// Takes a topic away: its directory is renamed durably, then deleted. What a crash leaves is deleted at
+    /// the next start.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn delete_topic(&self, topic: TopicId) -> Result<(), FileError> {
+        let from = self.path.join(TOPICS).join(topic.to_string());
+        let to = self.path.join(TRASH).join(topic.to_string());
+        match fs::rename(&from, &to) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(FileError::new("rename", &from, error)),
+            Ok(()) => {}
+        }
+        files::sync_directory(&self.path.join(TOPICS))?;
+        files::sync_directory(&self.path.join(TRASH))?;
+        fs::remove_dir_all(&to).map_err(|error| FileError::new("delete", &to, error))
+    }
+
+    fn empty_trash(&self) {
+        let Ok(entries) = fs::read_dir(self.path.join(TRASH)) else { return };
+        for entry in entries.flatten() {
+            if let Err(error) = fs::remove_dir_all(entry.path()) {
+                tracing::warn!(path = %entry.path().display(), %error, "what was deleted before could not be removed");
+            }
+        }
+    }
+}
+
+/// Where a partition lies in a data directory.
+pub fn partition_path(data: &Path, id: PartitionId) -> PathBuf {
+    data.join(TOPICS).join(id.topic.to_string()).join(id.partition.to_string())
+}
+
+/// All partitions in a data directory, without holding it: for `inspect`.
+///
+/// # Errors
+/// [`FileError`].
+pub fn list_partitions(data: &Path) -> Result<Vec<PartitionId>, FileError> {
+    let topics = data.join(TOPICS);
+    let mut found = Vec::new();
+    for topic in fs::read_dir(&topics).map_err(|error| FileError::new("list", &topics, error))?.flatten() {
+        let Some(id) = topic.file_name().to_str().and_then(|name| Uuid::parse_str(name).ok()) else {
+            continue;
+        };
+        let path = topic.path();
+        for partition in fs::read_dir(&path).map_err(|error| FileError::new("list", &path, error))?.flatten()
+        {
+            if let Some(number) = partition.file_name().to_str().and_then(|name| name.parse().ok()) {
+                found.push(PartitionId { topic: TopicId(id), partition: PartitionIndex(number) });
+            }
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// The server's identity in a data directory, without holding it: for `inspect`.
+///
+/// # Errors
+/// [`DirectoryError`].
+pub fn read_server_id(data: &Path) -> Result<Uuid, DirectoryError> {
+    let path = data.join(META_FILE);
+    match files::read_small(&path, 1024)? {
+        Some(bytes) => decode_meta(&path, &bytes),
+        None => Err(DirectoryError::Unusable {
+            path: path.display().to_string(),
+            reason: "it is missing; is this a data directory?".to_owned(),
+        }),
+    }
+}
+
+fn lock(path: &Path) -> Result<File, DirectoryError> {
+    let lock_path = path.join(LOCK_FILE);
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&lock_path)
+        .map_err(|error| FileError::new("open", &lock_path, error))?;
+    if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+        let holder = fs::read_to_string(&lock_path).unwrap_or_default();
+        return Err(DirectoryError::Locked {
+            path: path.display().to_string(),
+            holder: holder.trim().chars().take(20).collect(),
+        });
+    }
+    let write = |file: &mut File| {
+        file.set_len(0)?;
+        writeln!(file, "{}", std::process::id())
+    };
+    write(&mut file).map_err(|error| FileError::new("write", &lock_path, error))?;
+    Ok(file)
+}
+
+fn encode_meta(server_id: Uuid, now: Timestamp) -> Vec<u8> {
+    let mut out = META_MAGIC.to_vec();
+    out.extend_from_slice(&DIRECTORY_VERSION.to_be_bytes());
+    out.extend_from_slice(&[0; 2]);
+    out.extend_from_slice(server_id.as_bytes());
+    out.extend_from_slice(&now.0.to_be_bytes());
+    let check = crc32fast::hash(&out);
+    out.extend_from_slice(&check.to_be_bytes());
+    out
+}
+
+fn decode_meta(path: &Path, bytes: &[u8]) -> Result<Uuid, DirectoryError> {
+    let unusable = |reason: &str| DirectoryError::Unusable {
+        path: path.display().to_string(),
+        reason: reason.to_owned(),
+    };
+    if bytes.len() < 10 || bytes[..8] != META_MAGIC {
+        return Err(unusable("it is not the mark of a Rimstone data directory"));
+    }
+    let version = u16::from_be_bytes([bytes[8], bytes[9]]);
+    if version > DIRECTORY_VERSION {
+        return Err(DirectoryError::Newer { path: path.display().to_string(), found: version });
+    }
+    if bytes.len() != 40 || u32_at(bytes, 36) != crc32fast::hash(&bytes[..36]) {
+        return Err(unusable("it is damaged: its check is wrong"));
+    }
+    let _created = i64_at(bytes, 28);
+    let mut id = [0; 16];
+    id.copy_from_slice(&bytes[12..28]);
+    Ok(Uuid::from_bytes(id))
+}
+
+fn encode_clean(server_id: Uuid) -> Vec<u8> {
+    let mut out = CLEAN_MAGIC.to_vec();
+    out.extend_from_slice(server_id.as_bytes());
+    let check = crc32fast::hash(&out);
+    out.extend_from_slice(&check.to_be_bytes());
+    out
+}

@@ -1,0 +1,103 @@
+//! What can go wrong in a log.
+
+use std::{io, path::Path};
+
+use rimstone_types::Offset;
+
+use crate::producers::Refusal;
+
+/// An operation on a file failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation} {path}: {source}")]
+pub struct FileError {
+    /// What was tried.
+    pub operation: &'static str,
+    /// On which file.
+    pub path: String,
+    /// What the system said.
+    pub source: io::Error,
+}
+
+impl FileError {
+    pub(crate) fn new(operation: &'static str, path: &Path, source: io::Error) -> Self {
+        Self { operation, path: path.display().to_string(), source }
+    }
+
+    /// No space, or no quota, is left.
+    pub fn is_full(&self) -> bool {
+        matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    }
+}
+
+/// Why a partition's directory cannot be opened or made.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenLogError {
+    /// It is not there.
+    #[error("{0} is not there")]
+    Missing(String),
+    /// It is there already.
+    #[error("{0} is there already")]
+    Exists(String),
+    /// What is there cannot be used.
+    #[error("{path}: {reason}")]
+    Unusable {
+        /// Which file.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// An operation on a file failed.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// Why a batch was not staged. `depends_on` is the offset below which everything must be durable before the
+/// refusal may be told: it cites state that is based on it.
+#[derive(Debug, thiserror::Error)]
+pub enum StageError {
+    /// The producer's numbering refuses it.
+    #[error(transparent)]
+    Producer(Refusal),
+    /// `expected_end` was not met.
+    #[error("expected the end {expected}, it is {actual}")]
+    ExpectedEndNotMet {
+        /// What was expected.
+        expected: Offset,
+        /// What it is.
+        actual: Offset,
+    },
+    /// No more offsets.
+    #[error("the partition has no offsets left")]
+    OffsetsExhausted,
+}
+
+/// Why a read failed.
+#[derive(Debug, thiserror::Error)]
+pub enum LogReadError {
+    /// Outside the log.
+    #[error("offset {offset} is outside {start}..={end}")]
+    OutOfRange {
+        /// What was asked for.
+        offset: Offset,
+        /// Log start.
+        start: Offset,
+        /// The visible end.
+        end: Offset,
+    },
+    /// Acknowledged bytes are damaged.
+    #[error("offsets {from} to {until} are damaged: {reason}")]
+    Damaged {
+        /// The first damaged offset.
+        from: Offset,
+        /// The first offset after the damage.
+        until: Offset,
+        /// What was found, with file and position.
+        reason: String,
+    },
+    /// The bytes are not in memory, and the caller asked not to wait for the disk.
+    #[error("the bytes are not in memory")]
+    NotResident,
+    /// An operation on a file failed.
+    #[error(transparent)]
+    File(#[from] FileError),
+}

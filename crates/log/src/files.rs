@@ -1,0 +1,194 @@
+//! Names of files, and writing them so that a crash leaves the old or the new.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, IoSlice, Read, Write},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+
+use bytes::{Buf, Bytes};
+use rimstone_types::Offset;
+
+use crate::error::FileError;
+
+/// The end of a segment file's name.
+pub(crate) const SEGMENT_SUFFIX: &str = "log";
+/// The end of an index file's name.
+pub(crate) const INDEX_SUFFIX: &str = "idx";
+/// The end of a producer snapshot's name.
+pub(crate) const PRODUCERS_SUFFIX: &str = "producers";
+/// The end of the name of what recovery set aside.
+pub(crate) const TORN_SUFFIX: &str = "torn";
+/// The file that holds the log start.
+pub(crate) const LOG_START_FILE: &str = "log-start";
+/// Added to a name while the file is written; such files are removed at open.
+pub(crate) const TEMPORARY_SUFFIX: &str = "tmp";
+/// The most pieces of one vectored write; the kernel's IOV_MAX.
+const PIECES_MAX: usize = 1024;
+
+/// `<offset, 20 digits>.<suffix>` in a directory.
+pub(crate) fn offset_path(directory: &Path, offset: Offset, suffix: &str) -> PathBuf {
+    directory.join(format!("{:020}.{suffix}", offset.get()))
+}
+
+/// The offset in a name that [`offset_path`] made, if it is one with this suffix.
+pub(crate) fn parse_offset_name(name: &str, suffix: &str) -> Option<Offset> {
+    let digits = name.strip_suffix(suffix)?.strip_suffix('.')?;
+    if digits.len() != 20 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    Offset::new(digits.parse().ok()?).ok()
+}
+
+/// The offsets of all files with a suffix, in order.
+pub(crate) fn list_offsets(directory: &Path, suffix: &str) -> Result<Vec<Offset>, FileError> {
+    let entries = fs::read_dir(directory).map_err(|error| FileError::new("list", directory, error))?;
+    let mut offsets = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|error| FileError::new("list", directory, error))?;
+        if let Some(offset) = entry.file_name().to_str().and_then(|name| parse_offset_name(name, suffix)) {
+            offsets.push(offset);
+        }
+    }
+    offsets.sort_unstable();
+    Ok(offsets)
+}
+
+/// Makes the names in a directory durable.
+pub fn sync_directory(directory: &Path) -> Result<(), FileError> {
+    File::open(directory)
+        .and_then(|handle| handle.sync_all())
+        .map_err(|error| FileError::new("sync directory", directory, error))
+}
+
+/// Writes a whole file under another name and renames it; durable if asked for (file, then directory).
+pub(crate) fn replace_file(path: &Path, content: &[u8], durable: bool) -> Result<(), FileError> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".");
+    name.push(TEMPORARY_SUFFIX);
+    let temporary = path.with_file_name(name);
+    let write = || -> io::Result<()> {
+        let mut file = File::create(&temporary)?;
+        file.write_all(content)?;
+        if durable { file.sync_all() } else { Ok(()) }
+    };
+    if let Err(error) = write() {
+        drop(fs::remove_file(&temporary));
+        return Err(FileError::new("write", &temporary, error));
+    }
+    fs::rename(&temporary, path).map_err(|error| FileError::new("rename", &temporary, error))?;
+    match path.parent() {
+        Some(directory) if durable => sync_directory(directory),
+        _ => Ok(()),
+    }
+}
+
+/// Reads a small file whole, or refuses it beyond `limit` bytes.
+pub(crate) fn read_small(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(FileError::new("open", path, error)),
+    };
+    let mut content = Vec::new();
+    file.take(limit + 1).read_to_end(&mut content).map_err(|error| FileError::new("read", path, error))?;
+    if content.len() as u64 > limit {
+        let error = io::Error::new(io::ErrorKind::InvalidData, format!("larger than {limit} bytes"));
+        return Err(FileError::new("read", path, error));
+    }
+    Ok(Some(content))
+}
+
+/// Removes a file; one that is not there is fine.
+pub(crate) fn remove_file(path: &Path) -> Result<(), FileError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FileError::new("unlink", path, error)),
+        _ => Ok(()),
+    }
+}
+
+/// Opens a file for reading and writing.
+pub(crate) fn open_read_write(path: &Path) -> Result<File, FileError> {
+    OpenOptions::new().read(true).write(true).open(path).map_err(|error| FileError::new("open", path, error))
+}
+
+/// Opens a file for reading.
+pub(crate) fn open_read(path: &Path) -> Result<File, FileError> {
+    File::open(path).map_err(|error| FileError::new("open", path, error))
+}
+
+/// Writes all chunks one after the other at a position, gathered into as few calls as the kernel allows.
+pub(crate) fn write_chunks_at(file: &File, mut position: u64, chunks: &[Bytes]) -> io::Result<()> {
+    let mut rest: Vec<Bytes> = chunks.iter().filter(|chunk| !chunk.is_empty()).cloned().collect();
+    let mut first = 0;
+    while first < rest.len() {
+        let last = rest.len().min(first + PIECES_MAX);
+        let pieces: Vec<IoSlice<'_>> = rest[first..last].iter().map(|chunk| IoSlice::new(chunk)).collect();
+        let mut written = match rustix::io::pwritev(file, &pieces, position) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => written,
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        position += written as u64;
+        while written > 0 {
+            let chunk = &mut rest[first];
+            let step = written.min(chunk.len());
+            chunk.advance(step);
+            written -= step;
+            if chunk.is_empty() {
+                first += 1;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Reads up to `buffer.len()` bytes at a position; fewer only at the end of the file.
+pub(crate) fn read_at(
+    file: &File,
+    path: &Path,
+    buffer: &mut [u8],
+    position: u64,
+) -> Result<usize, FileError> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match file.read_at(&mut buffer[done..], position + done as u64) {
+            Ok(0) => break,
+            Ok(read) => done += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(FileError::new("read", path, error)),
+        }
+    }
+    Ok(done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_have_twenty_digits_and_nothing_else() {
+        let path = offset_path(Path::new("d"), Offset::new(42).unwrap(), SEGMENT_SUFFIX);
+        assert_eq!(path, Path::new("d/00000000000000000042.log"));
+        assert_eq!(parse_offset_name("00000000000000000042.log", "log"), Some(Offset::new(42).unwrap()));
+        for other in
+            ["42.log", "00000000000000000042.idx", "0000000000000000004x.log", "99999999999999999999.log"]
+        {
+            assert_eq!(parse_offset_name(other, "log"), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn many_chunks_land_in_order() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("f");
+        let file = File::create(&path).unwrap();
+        let chunks: Vec<Bytes> = (0..3000u32).map(|n| Bytes::copy_from_slice(&n.to_be_bytes())).collect();
+        write_chunks_at(&file, 8, &chunks).unwrap();
+        let content = fs::read(&path).unwrap();
+        assert_eq!(content.len(), 8 + 12_000);
+        assert!(content[8..].chunks(4).enumerate().all(|(n, chunk)| chunk == (n as u32).to_be_bytes()));
+    }
+}

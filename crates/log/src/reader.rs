@@ -1,0 +1,533 @@
+//! Reading: a snapshot of the segments, lock-free towards the writer, and every byte verified.
+//!
+//! An index entry or a hint only says where to look; what lies there is judged by its own checks. An invalid
+//! frame below the published end is damage, never the end of the log.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use bytes::Bytes;
+use rimstone_record::{Batch, BatchHeader, Limits};
+use rimstone_types::{LogEnds, Offset, Timestamp};
+
+use crate::{
+    error::LogReadError,
+    frame::{Content, FRAME_PROBE_LENGTH, Frame},
+    log::Shared,
+    segment::{Access, Found, Segment},
+    walk::{Step, Walker},
+};
+
+/// How much is loaded at a time while frames are walked over without their bodies.
+const WALK_WINDOW: usize = 16 << 10;
+
+/// The most that is loaded in one piece for one read; a single larger batch is loaded on its own.
+const WINDOW_MAX: usize = 64 << 20;
+
+/// Stored batches were bounded when they were taken; decoding them needs no smaller bound than memory.
+pub(crate) const STORED: Limits = Limits {
+    batch_bytes: i32::MAX as usize,
+    records: i32::MAX as u32,
+    uncompressed_bytes: 256 << 20,
+    ratio: u32::MAX,
+    headers_per_record: u32::MAX,
+};
+
+/// A batch that was read.
+#[derive(Debug, Clone)]
+pub struct StoredBatch {
+    /// The batch, verified, its offsets stamped.
+    pub batch: Batch,
+    /// When it was taken.
+    pub append_time: Timestamp,
+}
+
+/// A record that was found by its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TimedOffset {
+    /// Its offset.
+    pub offset: Offset,
+    /// Its time.
+    pub time: Timestamp,
+}
+
+/// What of a log is read.
+#[derive(Debug, Clone, Copy)]
+pub struct ReadRange {
+    /// The first offset wanted.
+    pub from: Offset,
+    /// Batches that begin here or later are not wanted.
+    pub until: Offset,
+    /// About this many bytes; at least one batch.
+    pub bytes: usize,
+}
+
+/// Reads one partition.
+#[derive(Debug, Clone)]
+pub struct LogReader(Arc<Shared>);
+
+/// A place in the log: a segment with its published end, and what comes behind it.
+struct Place {
+    segment: Arc<Segment>,
+    end: u64,
+    next_base: Option<Offset>,
+}
+
+impl LogReader {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self(shared)
+    }
+
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.0
+    }
+
+    /// The ends. Each is loaded after the one that it must not exceed, and none of them goes back, so that
+    /// the order holds. Here `durable` is what a sync covers, whatever the topic's readers see.
+    pub fn ends(&self) -> LogEnds {
+        let load = |end: &std::sync::atomic::AtomicU64| {
+            Offset::new(end.load(Ordering::Acquire)).unwrap_or(Offset::MAX)
+        };
+        let start = load(&self.0.start);
+        let durable = load(&self.0.durable);
+        let written = load(&self.0.written);
+        LogEnds { start, stable: durable, durable, written }
+    }
+
+    /// Log start.
+    pub fn start(&self) -> Offset {
+        self.ends().start
+    }
+
+    /// Reads whole batches of one segment, from the one that holds `range.from` on. Empty only if nothing lies
+    /// between `from` and `until`.
+    ///
+    /// # Errors
+    /// [`LogReadError`]; `Damaged` only if the damage lies at `from`, so that what is before it is served.
+    pub fn read(&self, range: ReadRange, access: Access) -> Result<Vec<StoredBatch>, LogReadError> {
+        let mut from = range.from;
+        while from < range.until {
+            let place = self.place(from, range.until)?;
+            match place.read(from, range, access)? {
+                Collected::Batches(batches) => return Ok(batches),
+                Collected::Nothing => match place.next_base {
+                    Some(next) => from = from.max(next),
+                    None => break,
+                },
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    /// The first record at or after a time with an offset below `until`.
+    ///
+    /// # Errors
+    /// [`LogReadError`].
+    pub fn find_time(
+        &self,
+        at: Timestamp,
+        until: Offset,
+        access: Access,
+    ) -> Result<Option<TimedOffset>, LogReadError> {
+        let start = self.start();
+        let segments = self.0.segments.load_full();
+        for segment in segments.iter() {
+            if segment.broken.is_some() || segment.totals(access)?.max_time < at {
+                continue;
+            }
+            let found = segment.search(access, |entry| entry.max_time_before < at)?;
+            let end = segment.end();
+            let source = segment.source(access, end);
+            let mut walker = Walker::new(source, segment.header.salt, found.position, end, WALK_WINDOW);
+            loop {
+                match walker.step()? {
+                    Step::Frame(at_position, frame) => {
+                        let Content::Batch(header) = frame.content else { break };
+                        if header.base_offset >= until {
+                            return Ok(None);
+                        }
+                        if header.max_timestamp < at || last_offset(&header) < start {
+                            continue;
+                        }
+                        let payload = walker.payload(at_position, &frame)?;
+                        let hit = first_at(segment, &payload, at, start)?;
+                        if hit.is_some() {
+                            return Ok(hit);
+                        }
+                    }
+                    Step::Invalid(..) if walker.resync()? => {}
+                    Step::Invalid(..) | Step::End => break,
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// The largest record time below `until`; `None` in an empty log. The record that has it is the first that
+    /// [`LogReader::find_time`] finds.
+    ///
+    /// # Errors
+    /// [`LogReadError`].
+    pub fn max_time(&self, until: Offset, access: Access) -> Result<Option<Timestamp>, LogReadError> {
+        let start = self.start();
+        let mut largest = None;
+        for segment in self.0.segments.load().iter().filter(|segment| segment.broken.is_none()) {
+            if segment.base >= until {
+                break;
+            }
+            let totals = segment.totals(access)?;
+            if totals.frames == 0 || totals.next_offset <= start || Some(totals.max_time) <= largest {
+                continue;
+            }
+            if segment.base >= start && totals.next_offset <= until {
+                largest = largest.max(Some(totals.max_time));
+                continue;
+            }
+            // Only a part of the segment counts.
+            self.each_batch(segment, access, |header| {
+                if last_offset(header) >= start && header.base_offset < until {
+                    largest = largest.max(Some(header.max_timestamp));
+                }
+            })?;
+        }
+        Ok(largest)
+    }
+
+    /// How many records are really there from `from` up to, not including, `to`.
+    ///
+    /// # Errors
+    /// [`LogReadError`].
+    pub fn count(&self, from: Offset, to: Offset, access: Access) -> Result<u64, LogReadError> {
+        let segments = self.0.segments.load_full();
+        let mut count = 0;
+        for (number, segment) in segments.iter().enumerate() {
+            let next = segments.get(number + 1).map_or(Offset::MAX, |next| next.base);
+            if next <= from || segment.base >= to || segment.broken.is_some() {
+                continue;
+            }
+            let upper = if next <= to { segment.totals(access)?.records } else { rank(segment, to, access)? };
+            let lower = if segment.base >= from { 0 } else { rank(segment, from, access)? };
+            count += upper.saturating_sub(lower);
+        }
+        Ok(count)
+    }
+
+    /// The append time of the first record at or after `offset` and below `until`.
+    ///
+    /// # Errors
+    /// [`LogReadError`].
+    pub fn append_time_at(
+        &self,
+        offset: Offset,
+        until: Offset,
+        access: Access,
+    ) -> Result<Option<Timestamp>, LogReadError> {
+        let range = ReadRange { from: offset, until, bytes: 1 };
+        Ok(self.read(range, access)?.first().map(|stored| stored.append_time))
+    }
+
+    fn each_batch(
+        &self,
+        segment: &Segment,
+        access: Access,
+        mut each: impl FnMut(&BatchHeader),
+    ) -> Result<(), LogReadError> {
+        let end = segment.end();
+        let start = crate::frame::SEGMENT_HEADER_LENGTH as u64;
+        let source = segment.source(access, end);
+        let mut walker = Walker::new(source, segment.header.salt, start, end, WALK_WINDOW);
+        loop {
+            match walker.step()? {
+                Step::Frame(_, Frame { content: Content::Batch(header), .. }) => each(&header),
+                Step::Frame(..) => {}
+                Step::Invalid(..) if walker.resync()? => {}
+                Step::Invalid(..) | Step::End => return Ok(()),
+            }
+        }
+    }
+
+    /// The segment that covers `from`, or the damage that lies in its place.
+    fn place(&self, from: Offset, until: Offset) -> Result<Place, LogReadError> {
+        let segments = self.0.segments.load_full();
+        // Loaded after the segments, so that a segment that was deleted meanwhile shows as out of range.
+        let start = self.start();
+        if from < start {
+            return Err(LogReadError::OutOfRange { offset: from, start, end: until });
+        }
+        let count = segments.partition_point(|segment| segment.base <= from);
+        let Some(number) = count.checked_sub(1) else {
+            let next = segments.first().map_or(until, |segment| segment.base);
+            return Err(LogReadError::Damaged {
+                from,
+                until: next.min(until),
+                reason: "the segment file that held it is missing".to_owned(),
+            });
+        };
+        let segment = Arc::clone(&segments[number]);
+        let next_base = segments.get(number + 1).map(|next| next.base);
+        if let Some(reason) = &segment.broken {
+            return Err(LogReadError::Damaged {
+                from,
+                until: next_base.unwrap_or(until).min(until),
+                reason: format!("{}: {reason}", segment.path().display()),
+            });
+        }
+        Ok(Place { end: segment.end(), segment, next_base })
+    }
+}
+
+enum Collected {
+    Batches(Vec<StoredBatch>),
+    /// Nothing from here to the end of the segment.
+    Nothing,
+}
+
+impl Place {
+    /// Judges damage only by what the file itself has: bytes that came through a map may be zeros in place of
+    /// a page that could not be read.
+    fn read(&self, from: Offset, range: ReadRange, access: Access) -> Result<Collected, LogReadError> {
+        let was_damaged = self.segment.map_is_damaged();
+        let position = self.locate(from, access)?;
+        match self.collect(position, from, range, access) {
+            Err(LogReadError::Damaged { .. }) if access == Access::Resident => Err(LogReadError::NotResident),
+            Err(LogReadError::Damaged { .. }) if !was_damaged && self.segment.map_is_damaged() => {
+                self.collect(position, from, range, access)
+            }
+            result => result,
+        }
+    }
+
+    fn locate(&self, from: Offset, access: Access) -> Result<u64, LogReadError> {
+        if let Some(position) = self.segment.hint(from) {
+            return Ok(position);
+        }
+        let delta = from.since(self.segment.base);
+        let found = self.segment.search(access, |entry| u64::from(entry.offset_delta) <= delta)?;
+        Ok(found.position)
+    }
+
+    fn collect(
+        &self,
+        position: u64,
+        from: Offset,
+        range: ReadRange,
+        access: Access,
+    ) -> Result<Collected, LogReadError> {
+        match self.walk(position, from, range, access)? {
+            // The index or a hint pointed behind the batch, or at no frame at all: it is wrong, the log is not.
+            Walked::Misled if position != crate::frame::SEGMENT_HEADER_LENGTH as u64 => {
+                if access == Access::Resident {
+                    return Err(LogReadError::NotResident);
+                }
+                tracing::warn!(segment = %self.segment.path().display(), position, "an index entry was wrong");
+                self.segment.replace_index()?;
+                let start = crate::frame::SEGMENT_HEADER_LENGTH as u64;
+                match self.walk(start, from, range, access)? {
+                    Walked::Misled => Ok(Collected::Nothing),
+                    Walked::Done(collected) => Ok(collected),
+                }
+            }
+            Walked::Misled => Ok(Collected::Nothing),
+            Walked::Done(collected) => Ok(collected),
+        }
+    }
+
+    fn walk(
+        &self,
+        position: u64,
+        from: Offset,
+        range: ReadRange,
+        access: Access,
+    ) -> Result<Walked, LogReadError> {
+        let source = self.segment.source(access, self.end);
+        let window = range.bytes.saturating_add(FRAME_PROBE_LENGTH).min(WINDOW_MAX);
+        let mut walker = Walker::new(source, self.segment.header.salt, position, self.end, window);
+        let mut batches: Vec<StoredBatch> = Vec::new();
+        let (mut bytes, mut next, mut first) = (0, from, true);
+        let mut resume = position;
+        let mut damage: Option<String> = None;
+        loop {
+            let (at, frame) = match walker.step()? {
+                Step::Frame(at, frame) => (at, frame),
+                Step::End => break,
+                Step::Invalid(at, error) => {
+                    if std::mem::take(&mut first) && position != START {
+                        return Ok(Walked::Misled);
+                    }
+                    if !batches.is_empty() {
+                        break;
+                    }
+                    let reason = format!("{} at byte {at}: {error}", self.segment.path().display());
+                    if !walker.resync()? {
+                        let until = self.next_base.unwrap_or(range.until).min(range.until);
+                        return Err(LogReadError::Damaged { from: next, until, reason });
+                    }
+                    damage.get_or_insert(reason);
+                    continue;
+                }
+            };
+            let header = match frame.content {
+                Content::Batch(header) => header,
+                Content::Seal(totals) => match damage {
+                    // The damage reaches up to the seal, which says where the segment ended.
+                    Some(reason) if totals.next_offset > next => {
+                        return Err(LogReadError::Damaged { from: next, until: totals.next_offset, reason });
+                    }
+                    _ => break,
+                },
+            };
+            if std::mem::take(&mut first) && header.base_offset > from && position != START {
+                return Ok(Walked::Misled);
+            }
+            if header.base_offset >= range.until {
+                break;
+            }
+            let last = last_offset(&header);
+            if last < from {
+                continue;
+            }
+            if let Some(reason) = damage.take()
+                && header.base_offset > next
+            {
+                return Err(LogReadError::Damaged { from: next, until: header.base_offset, reason });
+            }
+            let size = frame.length as usize;
+            if !batches.is_empty() && bytes + size > range.bytes {
+                break;
+            }
+            let payload = walker.payload(at, &frame)?;
+            match self.verify(payload, &header, at, access) {
+                Ok(batch) => {
+                    next = last.saturating_add(1);
+                    resume = at + frame.size();
+                    bytes += size;
+                    batches.push(StoredBatch { batch, append_time: frame.append_time });
+                }
+                Err(_) if !batches.is_empty() => break,
+                Err(reason) => {
+                    let from = from.max(header.base_offset);
+                    return Err(LogReadError::Damaged { from, until: last.saturating_add(1), reason });
+                }
+            }
+        }
+        if batches.is_empty() {
+            return self.nothing(next, range.until, access);
+        }
+        self.segment.remember(next, resume);
+        Ok(Walked::Done(Collected::Batches(batches)))
+    }
+
+    /// Nothing was found up to the end of the segment: fine, if the next one goes on where this one ends.
+    fn nothing(&self, next: Offset, until: Offset, access: Access) -> Result<Walked, LogReadError> {
+        if let Some(next_base) = self.next_base {
+            let ends_at = self.segment.totals(access)?.next_offset;
+            let missing = ends_at.max(next);
+            if missing < next_base.min(until) {
+                return Err(LogReadError::Damaged {
+                    from: missing,
+                    until: next_base.min(until),
+                    reason: format!("{} ends at offset {ends_at}", self.segment.path().display()),
+                });
+            }
+        }
+        Ok(Walked::Done(Collected::Nothing))
+    }
+
+    fn verify(&self, payload: Bytes, header: &BatchHeader, at: u64, access: Access) -> Result<Batch, String> {
+        let named = |error: &dyn std::fmt::Display| {
+            format!("{} at byte {at}, offset {}: {error}", self.segment.path().display(), header.base_offset)
+        };
+        match Batch::verify(payload, &STORED) {
+            Ok(batch) => Ok(batch),
+            Err(error) if access == Access::Blocking => {
+                // Once more from the file itself: a page under the map may have been replaced by zeros.
+                let at = at + crate::frame::FRAME_HEADER_LENGTH as u64;
+                let again =
+                    crate::walk::Source::load(&crate::segment::Cold(&self.segment), at, header.length)
+                        .map_err(|error| named(&error))?;
+                Batch::verify(again, &STORED).map_err(|_| named(&error))
+            }
+            Err(error) => Err(named(&error)),
+        }
+    }
+}
+
+/// The first frame's place.
+const START: u64 = crate::frame::SEGMENT_HEADER_LENGTH as u64;
+
+enum Walked {
+    Done(Collected),
+    /// What was pointed at does not hold what the pointer promised.
+    Misled,
+}
+
+pub(crate) fn last_offset(header: &BatchHeader) -> Offset {
+    header.base_offset.saturating_add(u64::from(header.last_offset_delta))
+}
+
+/// Records of a segment with an offset below `offset`.
+fn rank(segment: &Segment, offset: Offset, access: Access) -> Result<u64, LogReadError> {
+    let delta = offset.since(segment.base);
+    let Found { position, mut records_before } =
+        segment.search(access, |entry| u64::from(entry.offset_delta) <= delta)?;
+    let end = segment.end();
+    let source = segment.source(access, end);
+    let mut walker = Walker::new(source, segment.header.salt, position, end, WALK_WINDOW);
+    loop {
+        match walker.step()? {
+            Step::Frame(at, frame) => {
+                let Content::Batch(header) = frame.content else { break };
+                if header.base_offset >= offset {
+                    break;
+                }
+                if last_offset(&header) < offset {
+                    records_before += u64::from(header.record_count);
+                    continue;
+                }
+                if header.record_count == header.last_offset_delta + 1 {
+                    records_before += offset.since(header.base_offset);
+                    break;
+                }
+                let payload = walker.payload(at, &frame)?;
+                records_before +=
+                    records(segment, &payload)?.filter(|(found, _)| *found < offset).count() as u64;
+                break;
+            }
+            Step::Invalid(..) if walker.resync()? => {}
+            Step::Invalid(..) | Step::End => break,
+        }
+    }
+    Ok(records_before)
+}
+
+/// The first record of a batch at or after a time, and at or after an offset.
+fn first_at(
+    segment: &Segment,
+    payload: &Bytes,
+    at: Timestamp,
+    start: Offset,
+) -> Result<Option<TimedOffset>, LogReadError> {
+    Ok(records(segment, payload)?
+        .find(|(offset, time)| *time >= at && *offset >= start)
+        .map(|(offset, time)| TimedOffset { offset, time }))
+}
+
+/// Offsets and times of a batch's records.
+fn records(
+    segment: &Segment,
+    payload: &Bytes,
+) -> Result<impl Iterator<Item = (Offset, Timestamp)> + use<>, LogReadError> {
+    let damaged = |reason: String| {
+        let header = BatchHeader::parse(payload).ok();
+        let (from, until) = header.map_or((segment.base, segment.base), |header| {
+            (header.base_offset, last_offset(&header).saturating_add(1))
+        });
+        LogReadError::Damaged { from, until, reason: format!("{}: {reason}", segment.path().display()) }
+    };
+    let batch = Batch::verify(payload.clone(), &STORED).map_err(|error| damaged(error.to_string()))?;
+    let records = batch.records(&STORED).map_err(|error| damaged(error.to_string()))?;
+    Ok(records
+        .map_while(Result::ok)
+        .map(|record| (record.offset, record.timestamp))
+        .collect::<Vec<_>>()
+        .into_iter())
+}

@@ -1,0 +1,483 @@
+//! Opening a partition: after a clean stop from its caches, otherwise from the log itself.
+//!
+//! The *attested end* is the highest durable end that anything claims: the witness, or any frame with a valid
+//! check, whatever lies before it. An invalid frame below it is damaged acknowledged data and stays where it
+//! is; above it, it is a torn tail, and it and everything behind it is set aside. What lies above it and is
+//! whole is written again and synced before it is published: after a kill, or a failed sync, cached bytes can
+//! pass every check and not be on disk.
+
+use std::{
+    fs, io,
+    io::{Seek, SeekFrom},
+    os::unix::fs::FileExt,
+    path::Path,
+    sync::Arc,
+};
+
+use rimstone_record::{Batch, BatchHeader};
+use rimstone_types::{Numbering, Offset, PartitionId, Timestamp};
+
+use crate::{
+    config::LogConfig,
+    error::{FileError, LogReadError, OpenLogError},
+    files,
+    frame::{Content, Frame, FrameWriter, LogPosition, SEGMENT_HEADER_LENGTH},
+    index::IndexFile,
+    log::{Found, Log, new_segment},
+    producers::{Claim, ProducerTable},
+    reader::STORED,
+    segment::{Access, Cold, IndexBuilder, SCAN_WINDOW, Segment},
+    snapshot,
+    staging::{Head, capacity},
+    walk::{Step, Walker},
+};
+
+/// How much is copied at a time when a tail is written again.
+const REWRITE_PIECE: usize = 1 << 20;
+
+/// What is known before a partition is opened.
+#[derive(Debug, Clone, Copy)]
+pub struct OpenOptions {
+    /// The last run stopped cleanly: caches may be believed where they fit.
+    pub clean: bool,
+    /// The durable end that the witness has for this partition.
+    pub witness: Option<LogPosition>,
+    /// The clock.
+    pub now: Timestamp,
+}
+
+/// What opening did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct OpenReport {
+    /// Opened from its caches.
+    pub from_caches: bool,
+    /// Bytes of segment files that were walked over.
+    pub scanned_bytes: u64,
+    /// Bytes of a torn tail that were set aside.
+    pub torn_bytes: u64,
+    /// Bytes above the attested end that were written again.
+    pub rewritten_bytes: u64,
+    /// Damaged ranges found below the attested end.
+    pub damaged_ranges: u32,
+}
+
+/// The end of what can be kept.
+struct End {
+    /// Index of its segment.
+    number: usize,
+    position: u64,
+    offset: Offset,
+    /// The segment ends with a seal there.
+    sealed: bool,
+    /// The file is shorter than what is attested, so that nothing can go on in it.
+    lost: bool,
+}
+
+impl Log {
+    /// Opens a partition that is there.
+    ///
+    /// # Errors
+    /// [`OpenLogError`]: `Unusable` if there is no segment, or one is of a newer format; nothing was changed then.
+    pub fn open(
+        directory: &Path,
+        id: PartitionId,
+        config: LogConfig,
+        options: OpenOptions,
+    ) -> Result<(Self, OpenReport), OpenLogError> {
+        let bases = match files::list_offsets(directory, files::SEGMENT_SUFFIX) {
+            Ok(bases) => bases,
+            Err(error) if error.source.kind() == io::ErrorKind::NotFound => {
+                return Err(OpenLogError::Missing(directory.display().to_string()));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if bases.is_empty() {
+            return Err(OpenLogError::Unusable {
+                path: directory.display().to_string(),
+                reason: "there is no segment file in it, not even the first one that every partition has"
+                    .to_owned(),
+            });
+        }
+        let mut segments = Vec::with_capacity(bases.len());
+        for base in bases {
+            let mut segment = Segment::open(directory, base)?;
+            if segment.broken.is_none() && segment.header.partition != id {
+                segment.broken = Some(format!("its header names partition {}", segment.header.partition));
+            }
+            segments.push(segment);
+        }
+        let mut report = OpenReport::default();
+        let mut found = None;
+        if options.clean {
+            found = from_caches(directory, &config, &mut segments)?;
+            report.from_caches = found.is_some();
+        }
+        let found = match found {
+            Some(head) => finish(directory, segments, head)?,
+            None => {
+                let recovery =
+                    Recovery { directory, id, config: &config, options, segments, report: &mut report };
+                recovery.run()?
+            }
+        };
+        Ok((Self::assemble(directory, id, config, found), report))
+    }
+}
+
+/// The state of a cleanly closed partition, if its caches are there and fit; the last segment is taken then.
+fn from_caches(
+    directory: &Path,
+    config: &LogConfig,
+    segments: &mut Vec<Segment>,
+) -> Result<Option<(Head, ProducerTable)>, FileError> {
+    let Some(last) = segments.last() else { return Ok(None) };
+    let path = last.index_path();
+    let Some(index) = IndexFile::open(&path)? else { return Ok(None) };
+    let header = index.header;
+    if last.broken.is_some()
+        || header.salt != last.header.salt
+        || header.base != last.base
+        || header.end != last.end()
+    {
+        return Ok(None);
+    }
+    let Some(entries) = index.entries(&path)? else { return Ok(None) };
+    let next = header.totals.next_offset;
+    let Some((offset, producers)) = snapshot::newest(directory, next, &config.producers)? else {
+        return Ok(None);
+    };
+    if offset != next {
+        return Ok(None);
+    }
+    let builder = IndexBuilder::resumed(last.base, config.index_interval_bytes, &entries, header.totals);
+    let last = segments.pop().expect("there is a last one");
+    let frames =
+        FrameWriter { salt: last.header.salt, position: header.end, previous_check: header.last_check };
+    let segment = last.resumed(capacity(config.segment_bytes), header.end, entries, header.totals);
+    let last_append = header.totals.last_append;
+    let head = Head { segment: Arc::new(segment), frames, index: builder, last_append, must_roll: false };
+    Ok(Some((head, producers)))
+}
+
+/// Puts the log together: older segments, the active one, log start.
+fn finish(
+    directory: &Path,
+    older: Vec<Segment>,
+    (mut head, producers): (Head, ProducerTable),
+) -> Result<Found, FileError> {
+    let mut segments: Vec<Arc<Segment>> = older.into_iter().map(Arc::new).collect();
+    if head.last_append == Timestamp::MIN {
+        // An empty active segment: append times go on from the one before.
+        let before = segments.iter().rev().find(|segment| segment.broken.is_none());
+        if let Some(Ok(totals)) = before.map(|segment| segment.totals(Access::Blocking)) {
+            head.last_append = totals.last_append;
+        }
+    }
+    segments.push(Arc::clone(&head.segment));
+    let first = segments[0].base;
+    let start = snapshot::read_log_start(directory)?.unwrap_or(first).min(head.next_offset());
+    Ok(Found { segments, head, start, producers })
+}
+
+struct Recovery<'a> {
+    directory: &'a Path,
+    id: PartitionId,
+    config: &'a LogConfig,
+    options: OpenOptions,
+    segments: Vec<Segment>,
+    report: &'a mut OpenReport,
+}
+
+impl Recovery<'_> {
+    fn run(mut self) -> Result<Found, OpenLogError> {
+        remove_temporary_files(self.directory)?;
+        let attested = self.attested_end().map_err(open_error)?;
+        let end = self.valid_end(attested).map_err(open_error)?;
+        let set_aside = self.set_aside(&end)?;
+        self.rewrite(attested, &end)?;
+        let (producers, builder, last_check) = self.rebuild(&end).map_err(open_error)?;
+        let head = self.head(&end, builder, last_check, set_aside)?;
+        Ok(finish(self.directory, self.segments, (head, producers))?)
+    }
+
+    fn start_of_log(&self) -> LogPosition {
+        let first = self.segments[0].base;
+        LogPosition { segment: first, position: SEGMENT_HEADER_LENGTH as u64, offset: first }
+    }
+
+    /// The highest durable end that the witness or any valid frame claims. Read from the witnessed end on; all
+    /// of the log only if there is no witness for it.
+    fn attested_end(&mut self) -> Result<LogPosition, LogReadError> {
+        let start = self.start_of_log();
+        let mut attested = self.options.witness.unwrap_or(start).max(start);
+        let from = attested;
+        for segment in &self.segments {
+            if segment.base < from.segment || segment.broken.is_some() {
+                continue;
+            }
+            let position =
+                if segment.base == from.segment { from.position } else { SEGMENT_HEADER_LENGTH as u64 };
+            let mut walker =
+                Walker::new(Cold(segment), segment.header.salt, position, segment.end(), SCAN_WINDOW);
+            loop {
+                match walker.step()? {
+                    Step::Frame(_, frame) => attested = attested.max(frame.durable),
+                    Step::Invalid(..) if walker.resync()? => {}
+                    Step::Invalid(..) | Step::End => break,
+                }
+            }
+            self.report.scanned_bytes += segment.end().saturating_sub(position);
+        }
+        Ok(attested)
+    }
+
+    /// Where whole, linked frames end that begin at the attested end.
+    fn valid_end(&mut self, attested: LogPosition) -> Result<End, LogReadError> {
+        let number =
+            self.segments.partition_point(|segment| segment.base <= attested.segment).saturating_sub(1);
+        let segment = &self.segments[number];
+        let lost =
+            segment.base != attested.segment || segment.broken.is_some() || segment.end() < attested.position;
+        let mut end =
+            End { number, position: attested.position, offset: attested.offset, sealed: false, lost };
+        if lost {
+            tracing::error!(
+                partition = %self.id, segment = %attested.segment, position = attested.position,
+                "acknowledged data is missing: the segment file is gone, shorter or unreadable; the log goes on behind it"
+            );
+            self.report.damaged_ranges += 1;
+            return Ok(end);
+        }
+        let mut previous_check = None;
+        loop {
+            let segment = &self.segments[end.number];
+            let mut walker =
+                Walker::new(Cold(segment), segment.header.salt, end.position, segment.end(), SCAN_WINDOW);
+            while !end.sealed {
+                let Step::Frame(at, frame) = walker.step()? else { return Ok(end) };
+                if previous_check.is_some_and(|check| check != frame.previous_check) {
+                    return Ok(end);
+                }
+                match frame.content {
+                    Content::Batch(header) => {
+                        if header.base_offset != end.offset
+                            || Batch::verify(walker.payload(at, &frame)?, &STORED).is_err()
+                        {
+                            return Ok(end);
+                        }
+                        end.offset = header.next_offset();
+                    }
+                    Content::Seal(totals) if totals.next_offset == end.offset => end.sealed = true,
+                    Content::Seal(_) => return Ok(end),
+                }
+                end.position = at + frame.size();
+                previous_check = Some(frame.check);
+            }
+            match self.segments.get(end.number + 1) {
+                Some(next) if next.broken.is_none() && next.base == end.offset => {
+                    previous_check = Some(next.header.check());
+                    end.number += 1;
+                    end.position = SEGMENT_HEADER_LENGTH as u64;
+                    end.sealed = false;
+                }
+                _ => return Ok(end),
+            }
+        }
+    }
+
+    /// Moves everything behind the end out of the way. Answers whether the end's own file was cut.
+    fn set_aside(&mut self, end: &End) -> Result<bool, OpenLogError> {
+        let later = self.segments.split_off(end.number + 1);
+        for segment in later {
+            // A segment that lies wholly behind lost data is kept only if it is attested, and then it is the end.
+            let torn = segment.path().with_extension(files::TORN_SUFFIX);
+            tracing::warn!(partition = %self.id, file = %torn.display(), bytes = segment.end(), "a segment behind the torn tail was set aside");
+            self.report.torn_bytes += segment.end();
+            fs::rename(segment.path(), &torn)
+                .map_err(|error| FileError::new("rename", segment.path(), error))?;
+            files::remove_file(&segment.index_path())?;
+        }
+        let segment = &self.segments[end.number];
+        let torn = segment.end().saturating_sub(end.position);
+        if torn == 0 || end.lost {
+            if self.report.torn_bytes > 0 {
+                files::sync_directory(self.directory)?;
+            }
+            return Ok(false);
+        }
+        self.report.torn_bytes += torn;
+        let name = format!("{:020}-{}.{}", segment.base.get(), end.position, files::TORN_SUFFIX);
+        let file = files::open_read_write(segment.path())?;
+        let copied = copy_tail(&file, end.position, &self.directory.join(&name));
+        if let Err(error) = copied {
+            tracing::warn!(partition = %self.id, %error, "the torn tail could not be copied before it is cut");
+        }
+        tracing::warn!(partition = %self.id, file = name, bytes = torn, "a torn tail was set aside");
+        file.set_len(end.position)
+            .and_then(|()| file.sync_all())
+            .map_err(|error| FileError::new("truncate", segment.path(), error))?;
+        files::sync_directory(self.directory)?;
+        Ok(true)
+    }
+
+    /// Writes what lies between the attested end and the end again, so that it is on disk and not only in the
+    /// page cache, and syncs it.
+    fn rewrite(&mut self, attested: LogPosition, end: &End) -> Result<(), FileError> {
+        if end.lost || (self.segments[end.number].base, end.position) == (attested.segment, attested.position)
+        {
+            return Ok(());
+        }
+        let mut buffer = vec![0; REWRITE_PIECE];
+        for (number, segment) in self.segments.iter().enumerate().take(end.number + 1) {
+            if segment.base < attested.segment {
+                continue;
+            }
+            let mut at = if segment.base == attested.segment { attested.position } else { 0 };
+            let until = if number == end.number { end.position } else { segment.end() };
+            let file = files::open_read_write(segment.path())?;
+            while at < until {
+                let length = usize::try_from(until - at).unwrap_or(usize::MAX).min(REWRITE_PIECE);
+                let read = files::read_at(&file, segment.path(), &mut buffer[..length], at)?;
+                if read == 0 {
+                    break;
+                }
+                file.write_all_at(&buffer[..read], at)
+                    .map_err(|error| FileError::new("rewrite", segment.path(), error))?;
+                at += read as u64;
+                self.report.rewritten_bytes += read as u64;
+            }
+            file.sync_all().map_err(|error| FileError::new("sync", segment.path(), error))?;
+        }
+        files::sync_directory(self.directory)
+    }
+
+    /// The producers, and the index and totals of the last segment, from the newest snapshot on.
+    fn rebuild(&mut self, end: &End) -> Result<(ProducerTable, IndexBuilder, u32), LogReadError> {
+        let (from, mut producers) = snapshot::newest(self.directory, end.offset, &self.config.producers)?
+            .unwrap_or_else(|| (Offset::ZERO, ProducerTable::new(self.config.producers.clone())));
+        let last = &self.segments[end.number];
+        let mut builder = IndexBuilder::new(last.base, self.config.index_interval_bytes);
+        let mut last_check = last.header.check();
+        let first =
+            self.segments.partition_point(|segment| segment.base <= from).saturating_sub(1).min(end.number);
+        for (number, segment) in self.segments.iter().enumerate().skip(first) {
+            if segment.broken.is_some() {
+                continue;
+            }
+            let until = if number == end.number { end.position.min(segment.end()) } else { segment.end() };
+            let start = SEGMENT_HEADER_LENGTH as u64;
+            let mut walker = Walker::new(Cold(segment), segment.header.salt, start, until, SCAN_WINDOW);
+            self.report.scanned_bytes += until.saturating_sub(start);
+            loop {
+                let (at, frame) = match walker.step()? {
+                    Step::Frame(at, frame) => (at, frame),
+                    Step::Invalid(at, error) => {
+                        tracing::error!(partition = %self.id, segment = %segment.path().display(), at, %error, "acknowledged data is damaged");
+                        self.report.damaged_ranges += 1;
+                        if walker.resync()? { continue } else { break }
+                    }
+                    Step::End => break,
+                };
+                let Content::Batch(header) = frame.content else { break };
+                if number == end.number {
+                    builder.add(at, &frame, &header);
+                    last_check = frame.check;
+                }
+                if header.base_offset >= from
+                    && let Some(claim) = claim_of(&mut walker, at, &frame, &header)?
+                {
+                    producers.replay(&claim, header.base_offset, header.last_offset(), frame.append_time);
+                }
+            }
+        }
+        builder.totals.next_offset = end.offset;
+        Ok((producers, builder, last_check))
+    }
+
+    /// Where appending goes on: behind the end, in a new segment from the next batch on; at once in a new one
+    /// if the end's cannot be gone on with.
+    fn head(
+        &mut self,
+        end: &End,
+        builder: IndexBuilder,
+        last_check: u32,
+        cut: bool,
+    ) -> Result<Head, OpenLogError> {
+        let empty = builder.totals.frames == 0;
+        let last_append = builder.totals.last_append;
+        // Only what recovery itself has judged is replaced: an empty segment whose tail was torn off gets a new
+        // salt under the same name.
+        if end.sealed || end.lost || (empty && cut) {
+            let replaces = !end.sealed && !end.lost;
+            if replaces {
+                let old = self.segments.remove(end.number);
+                files::remove_file(old.path())?;
+            } else if self.segments[end.number].base == end.offset {
+                // Unreadable, and attested to hold nothing: kept under another name.
+                let old = self.segments.remove(end.number);
+                fs::rename(old.path(), old.path().with_extension(files::TORN_SUFFIX))
+                    .map_err(|error| FileError::new("rename", old.path(), error))?;
+            }
+            let (segment, frames) =
+                new_segment(self.directory, self.id, end.offset, self.config, self.options.now);
+            files::replace_file(segment.path(), &segment.header.encode(), true)?;
+            let index = IndexBuilder::new(end.offset, self.config.index_interval_bytes);
+            return Ok(Head { segment: Arc::new(segment), frames, index, last_append, must_roll: false });
+        }
+        let segment = self.segments.remove(end.number);
+        let frames =
+            FrameWriter { salt: segment.header.salt, position: end.position, previous_check: last_check };
+        let capacity = capacity(self.config.segment_bytes);
+        let mut index = builder;
+        let entries = std::mem::take(&mut index.entries);
+        let segment = segment.resumed(capacity, end.position, entries, index.totals);
+        Ok(Head { segment: Arc::new(segment), frames, index, last_append, must_roll: !empty })
+    }
+}
+
+/// What a stored batch says of its producer; by request, its content is hashed again.
+fn claim_of<S: crate::walk::Source>(
+    walker: &mut Walker<S>,
+    at: u64,
+    frame: &Frame,
+    header: &BatchHeader,
+) -> Result<Option<Claim>, LogReadError> {
+    let Some(stamp) = header.producer else { return Ok(None) };
+    let content_hash = match stamp.numbering {
+        Numbering::Dense => None,
+        // A batch whose body is damaged keeps its number; its content cannot be recognised any more.
+        Numbering::ByRequest => Some(
+            Batch::verify(walker.payload(at, frame)?, &STORED)
+                .and_then(|batch| batch.content_hash(&STORED))
+                .unwrap_or_default(),
+        ),
+    };
+    Ok(Some(Claim { stamp, record_count: header.record_count, content_hash }))
+}
+
+fn open_error(error: LogReadError) -> OpenLogError {
+    match error {
+        LogReadError::File(error) => error.into(),
+        other => OpenLogError::Unusable { path: String::new(), reason: other.to_string() },
+    }
+}
+
+fn remove_temporary_files(directory: &Path) -> Result<(), FileError> {
+    let entries = fs::read_dir(directory).map_err(|error| FileError::new("list", directory, error))?;
+    for entry in entries.flatten() {
+        let path = entry.path();
+        if path.extension().is_some_and(|suffix| suffix == files::TEMPORARY_SUFFIX) {
+            files::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Copies the bytes behind `position` to a file of their own.
+fn copy_tail(file: &fs::File, position: u64, to: &Path) -> io::Result<()> {
+    let mut reader = io::BufReader::new(file);
+    reader.seek(SeekFrom::Start(position))?;
+    let mut target = fs::File::create(to)?;
+    io::copy(&mut reader, &mut target)?;
+    target.sync_all()
+}

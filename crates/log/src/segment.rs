@@ -1,0 +1,456 @@
+//! One segment file: its published end, its index, its map. Shared by the writer and all readers.
+//!
+//! Not here: which segments there are (`log`), what their frames mean (`reader`, `recovery`).
+
+use std::{
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+use rimstone_types::{Offset, Timestamp};
+
+use crate::{
+    error::{FileError, LogReadError, OpenLogError},
+    files,
+    frame::{Content, Frame, FrameError, SEAL_FRAME_LENGTH, SEGMENT_HEADER_LENGTH, SegmentHeader, Totals},
+    index::{self, IndexEntry, IndexFile, IndexHeader},
+    map::Map,
+    walk::{Source, Step, Walker},
+};
+
+/// How many ends of reads are remembered, so that readers who go on where they stopped need no index.
+const HINTS: usize = 8;
+/// How much is loaded at a time when a whole segment is walked.
+pub(crate) const SCAN_WINDOW: usize = 1 << 20;
+
+/// Whether a read may wait for the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Only what is in memory; otherwise [`LogReadError::NotResident`].
+    Resident,
+    /// May block on the disk: not on a thread that must not wait.
+    Blocking,
+}
+
+/// A segment.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    pub(crate) base: Offset,
+    pub(crate) header: SegmentHeader,
+    path: PathBuf,
+    capacity: u64,
+    /// Frames below it are whole and published. `Release` by the writer after the bytes are in the file.
+    end: AtomicU64,
+    state: RwLock<State>,
+    map: Mutex<Option<Arc<Map>>>,
+    writer: Mutex<Option<Arc<File>>>,
+    hints: Mutex<([(Offset, u64); HINTS], usize)>,
+    /// Read since the last sweep: a map that nobody uses is given back.
+    touched: AtomicBool,
+    /// What makes the file unreadable as a whole.
+    pub(crate) broken: Option<String>,
+}
+
+#[derive(Debug)]
+struct State {
+    index: Index,
+    totals: Option<Totals>,
+}
+
+#[derive(Debug)]
+enum Index {
+    /// Of the segment that is written to, and of one whose file could not be written.
+    Memory(Vec<IndexEntry>),
+    /// In the index file, searched there; rebuilt if it is missing or wrong.
+    File,
+}
+
+/// Where a search in the index says to begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) position: u64,
+    pub(crate) records_before: u64,
+}
+
+impl Segment {
+    /// A segment that is being made: nothing is published yet.
+    pub(crate) fn new(directory: &Path, header: SegmentHeader, capacity: u64) -> Self {
+        let path = files::offset_path(directory, header.base, files::SEGMENT_SUFFIX);
+        let state = State { index: Index::Memory(Vec::new()), totals: Some(Totals::empty(header.base)) };
+        Self::with_state(path, header, capacity, SEGMENT_HEADER_LENGTH as u64, state, None)
+    }
+
+    /// A sealed segment, or one whose tail recovery will look at: its length and header are read, no more.
+    /// One whose header is damaged is there all the same, and broken.
+    ///
+    /// # Errors
+    /// [`OpenLogError`]: `Unusable` for a newer format.
+    pub(crate) fn open(directory: &Path, base: Offset) -> Result<Self, OpenLogError> {
+        let path = files::offset_path(directory, base, files::SEGMENT_SUFFIX);
+        let file = files::open_read(&path)?;
+        let length = file.metadata().map_err(|error| FileError::new("stat", &path, error))?.len();
+        let mut bytes = [0; SEGMENT_HEADER_LENGTH];
+        let read = files::read_at(&file, &path, &mut bytes, 0)?;
+        let (header, broken) = match SegmentHeader::decode(&bytes[..read]) {
+            Ok(header) if header.base == base => (header, None),
+            Ok(header) => (header, Some(format!("its header names base offset {}", header.base))),
+            Err(error @ FrameError::Version { .. }) => {
+                return Err(OpenLogError::Unusable {
+                    path: path.display().to_string(),
+                    reason: error.to_string(),
+                });
+            }
+            Err(error) => (SegmentHeader::unknown(base), Some(format!("its header is damaged: {error}"))),
+        };
+        let state = State { index: Index::File, totals: None };
+        Ok(Self::with_state(path, SegmentHeader { base, ..header }, length, length, state, broken))
+    }
+
+    fn with_state(
+        path: PathBuf,
+        header: SegmentHeader,
+        capacity: u64,
+        end: u64,
+        state: State,
+        broken: Option<String>,
+    ) -> Self {
+        Self {
+            base: header.base,
+            header,
+            path,
+            capacity,
+            end: AtomicU64::new(end),
+            state: RwLock::new(state),
+            map: Mutex::new(None),
+            writer: Mutex::new(None),
+            hints: Mutex::new(([(Offset::MAX, 0); HINTS], 0)),
+            touched: AtomicBool::new(false),
+            broken,
+        }
+    }
+
+    /// The same segment with more room, a known end and a known index: recovery and a clean start make it.
+    pub(crate) fn resumed(self, capacity: u64, end: u64, entries: Vec<IndexEntry>, totals: Totals) -> Self {
+        let state = State { index: Index::Memory(entries), totals: Some(totals) };
+        Self::with_state(self.path, self.header, capacity.max(end), end, state, self.broken)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn index_path(&self) -> PathBuf {
+        self.path.with_extension(files::INDEX_SUFFIX)
+    }
+
+    /// The end of its frames, `Acquire`.
+    pub(crate) fn end(&self) -> u64 {
+        self.end.load(Ordering::Acquire)
+    }
+
+    /// The writer has put frames up to `end` into the file.
+    pub(crate) fn publish(&self, end: u64, entries: &[IndexEntry], totals: Totals) {
+        let mut state = self.state.write();
+        if let Index::Memory(known) = &mut state.index {
+            known.extend_from_slice(entries);
+        }
+        state.totals = Some(totals);
+        drop(state);
+        self.end.store(end, Ordering::Release);
+    }
+
+    /// Nothing more will be written: its index goes to its file, a cache that is not synced, and out of memory.
+    pub(crate) fn finish(&self, last_check: u32) {
+        self.write_index(last_check);
+        *self.writer.lock() = None;
+    }
+
+    /// Writes the index file. Failing is no harm: it stays in memory, and is rebuilt after a restart.
+    pub(crate) fn write_index(&self, last_check: u32) {
+        let mut state = self.state.write();
+        let State { index: Index::Memory(entries), totals: Some(totals) } = &*state else { return };
+        let header = IndexHeader {
+            salt: self.header.salt,
+            base: self.base,
+            end: self.end(),
+            last_check,
+            entries: 0,
+            totals: *totals,
+        };
+        match files::replace_file(&self.index_path(), &index::encode(header, entries), false) {
+            Ok(()) => state.index = Index::File,
+            Err(error) => tracing::warn!(%error, "an index file was not written; it will be rebuilt"),
+        }
+    }
+
+    /// The totals: from memory, else from the seal, else by walking the whole file.
+    pub(crate) fn totals(&self, access: Access) -> Result<Totals, LogReadError> {
+        if let Some(totals) = self.state.read().totals {
+            return Ok(totals);
+        }
+        if access == Access::Resident {
+            return Err(LogReadError::NotResident);
+        }
+        let totals = match self.read_seal()? {
+            Some(totals) => totals,
+            None => self.rebuild()?.1,
+        };
+        self.state.write().totals = Some(totals);
+        Ok(totals)
+    }
+
+    /// The seal, if the file ends with a valid one.
+    pub(crate) fn read_seal(&self) -> Result<Option<Totals>, LogReadError> {
+        let end = self.end();
+        let Some(at) = end.checked_sub(SEAL_FRAME_LENGTH as u64) else { return Ok(None) };
+        let bytes = self.pread(at, SEAL_FRAME_LENGTH)?;
+        Ok(match Frame::decode(&bytes, self.header.salt, at) {
+            Ok(Frame { content: Content::Seal(totals), .. }) => Some(totals),
+            _ => None,
+        })
+    }
+
+    /// Walks the whole file for its index and totals, over damage.
+    fn rebuild(&self) -> Result<(Vec<IndexEntry>, Totals), LogReadError> {
+        let end = self.end();
+        let source = Cold(self);
+        let start = SEGMENT_HEADER_LENGTH as u64;
+        let mut walker = Walker::new(source, self.header.salt, start, end, SCAN_WINDOW);
+        let mut builder = IndexBuilder::new(self.base, REBUILT_INTERVAL);
+        loop {
+            match walker.step()? {
+                Step::Frame(at, frame) => {
+                    if let Content::Batch(batch) = frame.content {
+                        builder.add(at, &frame, &batch);
+                    }
+                }
+                Step::Invalid(..) if walker.resync()? => {}
+                Step::Invalid(..) | Step::End => break,
+            }
+        }
+        Ok((builder.entries, builder.totals))
+    }
+
+    /// The last index entry of the prefix for which `within` holds; the start of the segment if there is none.
+    pub(crate) fn search(
+        &self,
+        access: Access,
+        within: impl Fn(&IndexEntry) -> bool,
+    ) -> Result<Found, LogReadError> {
+        let found = |entry: Option<IndexEntry>| {
+            entry.map_or(Found { position: SEGMENT_HEADER_LENGTH as u64, records_before: 0 }, |entry| Found {
+                position: u64::from(entry.position),
+                records_before: u64::from(entry.records_before),
+            })
+        };
+        if let Index::Memory(entries) = &self.state.read().index {
+            return Ok(found(index::search(entries, within)));
+        }
+        if access == Access::Resident {
+            return Err(LogReadError::NotResident);
+        }
+        let path = self.index_path();
+        if let Some(file) = IndexFile::open(&path)?
+            && file.header.salt == self.header.salt
+            && file.header.base == self.base
+            && file.header.end <= self.end()
+            && let Ok(entry) = file.search(&path, &within)?
+        {
+            return Ok(found(entry));
+        }
+        Ok(found(index::search(&self.replace_index()?, within)))
+    }
+
+    /// Rebuilds the index file from the log: the one that is there is missing or wrong.
+    pub(crate) fn replace_index(&self) -> Result<Vec<IndexEntry>, LogReadError> {
+        let (entries, totals) = self.rebuild()?;
+        tracing::warn!(segment = %self.path.display(), entries = entries.len(), "an index was rebuilt from the log");
+        let header = IndexHeader {
+            salt: self.header.salt,
+            base: self.base,
+            end: self.end(),
+            last_check: 0,
+            entries: 0,
+            totals,
+        };
+        if let Err(error) = files::replace_file(&self.index_path(), &index::encode(header, &entries), false) {
+            tracing::warn!(%error, "the rebuilt index was not written");
+            self.state.write().index = Index::Memory(entries.clone());
+        }
+        Ok(entries)
+    }
+
+    /// Where a reader that stopped before `offset` stopped.
+    pub(crate) fn hint(&self, offset: Offset) -> Option<u64> {
+        self.hints.lock().0.iter().find(|(next, _)| *next == offset).map(|(_, position)| *position)
+    }
+
+    pub(crate) fn remember(&self, next: Offset, position: u64) {
+        let mut hints = self.hints.lock();
+        let slot = hints.1 % HINTS;
+        hints.0[slot] = (next, position);
+        hints.1 = hints.1.wrapping_add(1);
+    }
+
+    /// The file for writing, opened when first needed.
+    pub(crate) fn writer(&self) -> Result<Arc<File>, FileError> {
+        let mut writer = self.writer.lock();
+        if let Some(file) = &*writer {
+            return Ok(Arc::clone(file));
+        }
+        let file = Arc::new(files::open_read_write(&self.path)?);
+        *writer = Some(Arc::clone(&file));
+        Ok(file)
+    }
+
+    pub(crate) fn set_writer(&self, file: Arc<File>) {
+        *self.writer.lock() = Some(file);
+    }
+
+    /// Gives the descriptor back. Only when a sync has covered what was written through it.
+    pub(crate) fn release_writer(&self) -> bool {
+        self.writer.lock().take().is_some()
+    }
+
+    /// Whether a page under the map could not be read; then the file is read with `pread` until the map is made
+    /// anew.
+    pub(crate) fn map_is_damaged(&self) -> bool {
+        self.map.lock().as_ref().is_some_and(|map| map.is_damaged())
+    }
+
+    /// Gives the map back if nobody has read through it since the last call.
+    pub(crate) fn sweep_map(&self) {
+        if !self.touched.swap(false, Ordering::Relaxed) {
+            *self.map.lock() = None;
+        }
+    }
+
+    fn map(&self) -> Result<Option<Arc<Map>>, FileError> {
+        self.touched.store(true, Ordering::Relaxed);
+        let mut map = self.map.lock();
+        if let Some(map) = &*map {
+            return Ok((!map.is_damaged()).then(|| Arc::clone(map)));
+        }
+        let file = files::open_read(&self.path)?;
+        match Map::new(&file, self.capacity) {
+            Ok(new) => {
+                *map = Some(Arc::clone(&new));
+                Ok(Some(new))
+            }
+            Err(error) => {
+                tracing::debug!(segment = %self.path.display(), %error, "not mapped; read with pread");
+                Ok(None)
+            }
+        }
+    }
+
+    fn pread(&self, at: u64, length: usize) -> Result<Bytes, LogReadError> {
+        let file = files::open_read(&self.path)?;
+        let mut buffer = vec![0; length];
+        let read = files::read_at(&file, &self.path, &mut buffer, at)?;
+        buffer.truncate(read);
+        Ok(buffer.into())
+    }
+
+    /// A source of bytes below `end`, which was loaded with [`Segment::end`].
+    pub(crate) fn source(&self, access: Access, end: u64) -> Published<'_> {
+        Published { segment: self, access, end }
+    }
+}
+
+/// The interval of rebuilt indexes: the default of `index.interval.bytes`.
+const REBUILT_INTERVAL: u64 = 4096;
+
+/// Published bytes: through the map where they are in memory, by `pread` where they are not.
+#[derive(Debug)]
+pub(crate) struct Published<'a> {
+    segment: &'a Segment,
+    access: Access,
+    end: u64,
+}
+
+impl Source for Published<'_> {
+    fn load(&self, at: u64, length: usize) -> Result<Bytes, LogReadError> {
+        let length = length.min(usize::try_from(self.end.saturating_sub(at)).unwrap_or(usize::MAX));
+        if let Some(map) = self.segment.map()?
+            && map.is_resident(at, length)
+            && let Some(bytes) = map.bytes(at, length, self.end)
+        {
+            return Ok(bytes);
+        }
+        match self.access {
+            Access::Resident => Err(LogReadError::NotResident),
+            Access::Blocking => {
+                let bytes = self.segment.pread(at, length)?;
+                if bytes.len() < length {
+                    let error = io::Error::from(io::ErrorKind::UnexpectedEof);
+                    return Err(FileError::new("read", &self.segment.path, error).into());
+                }
+                Ok(bytes)
+            }
+        }
+    }
+}
+
+/// The file as it lies there, published or not.
+#[derive(Debug)]
+pub(crate) struct Cold<'a>(pub(crate) &'a Segment);
+
+impl Source for Cold<'_> {
+    fn load(&self, at: u64, length: usize) -> Result<Bytes, LogReadError> {
+        self.0.pread(at, length)
+    }
+}
+
+/// Gathers index entries and totals while frames go by.
+#[derive(Debug, Clone)]
+pub(crate) struct IndexBuilder {
+    base: Offset,
+    interval: u64,
+    last_entry_at: Option<u64>,
+    pub(crate) entries: Vec<IndexEntry>,
+    pub(crate) totals: Totals,
+}
+
+impl IndexBuilder {
+    pub(crate) fn new(base: Offset, interval: u64) -> Self {
+        Self { base, interval, last_entry_at: None, entries: Vec::new(), totals: Totals::empty(base) }
+    }
+
+    /// Goes on where `entries` and `totals` stop.
+    pub(crate) fn resumed(base: Offset, interval: u64, entries: &[IndexEntry], totals: Totals) -> Self {
+        let last_entry_at = entries.last().map(|entry| u64::from(entry.position));
+        Self { base, interval, last_entry_at, entries: Vec::new(), totals }
+    }
+
+    pub(crate) fn add(&mut self, at: u64, frame: &Frame, batch: &rimstone_record::BatchHeader) {
+        if let Some(entry) = self.entry(at, batch.base_offset, frame.append_time) {
+            self.entries.push(entry);
+        }
+        let next = batch.base_offset.saturating_add(u64::from(batch.last_offset_delta) + 1);
+        self.totals.add(batch, next, frame.append_time);
+    }
+
+    /// The entry for a frame that is about to be counted, if one is due.
+    pub(crate) fn entry(&mut self, at: u64, base: Offset, append_time: Timestamp) -> Option<IndexEntry> {
+        if self.last_entry_at.is_some_and(|last| at - last < self.interval) {
+            return None;
+        }
+        let entry = IndexEntry {
+            offset_delta: u32::try_from(base.since(self.base)).ok()?,
+            position: u32::try_from(at).ok()?,
+            records_before: u32::try_from(self.totals.records).ok()?,
+            max_time_before: self.totals.max_time,
+            append_time,
+        };
+        self.last_entry_at = Some(at);
+        Some(entry)
+    }
+}

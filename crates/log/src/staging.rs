@@ -1,0 +1,275 @@
+//! Frames gathered in memory and not yet written, and writing them.
+//!
+//! A plan is taken under the partition's lock, executed outside it, and its outcome is told to the log under
+//! the lock again. Nothing of it is visible to anybody before that.
+
+use std::{fs::OpenOptions, path::PathBuf, sync::Arc};
+
+use bytes::{Bytes, BytesMut};
+use rimstone_record::Batch;
+use rimstone_types::{Offset, ProducerId, Timestamp};
+
+use crate::{
+    error::FileError,
+    files,
+    frame::{FrameWriter, LogPosition, SEGMENT_HEADER_LENGTH, Totals},
+    index::IndexEntry,
+    producers::Undo,
+    segment::{IndexBuilder, Segment},
+};
+
+/// Batches of at least this many bytes are written from where they are; smaller ones are copied together, so
+/// that one system call has fewer and larger pieces.
+const COPY_BELOW: usize = 16 << 10;
+
+/// Where the log goes on: the state behind the last frame staged (or written, or recovered).
+#[derive(Debug, Clone)]
+pub(crate) struct Head {
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) frames: FrameWriter,
+    pub(crate) index: IndexBuilder,
+    /// Of the partition, not of the segment.
+    pub(crate) last_append: Timestamp,
+    /// The segment takes no more batches: it was written by a run that did not stop cleanly.
+    pub(crate) must_roll: bool,
+}
+
+impl Head {
+    pub(crate) fn next_offset(&self) -> Offset {
+        self.index.totals.next_offset
+    }
+
+    pub(crate) fn position(&self) -> LogPosition {
+        LogPosition { segment: self.segment.base, position: self.frames.position, offset: self.next_offset() }
+    }
+}
+
+/// What is to be written to one segment.
+#[derive(Debug)]
+pub(crate) struct Step {
+    pub(crate) segment: Arc<Segment>,
+    /// The file is made, and its header written.
+    pub(crate) create: bool,
+    /// Where the file ends before.
+    pub(crate) position: u64,
+    chunks: Vec<Bytes>,
+    tail: BytesMut,
+    pub(crate) entries: Vec<IndexEntry>,
+    /// The segment's end and totals after.
+    pub(crate) end: u64,
+    pub(crate) totals: Totals,
+    /// It ends with a seal, whose check this is.
+    pub(crate) sealed: Option<u32>,
+}
+
+impl Step {
+    pub(crate) fn new(head: &Head, create: bool) -> Self {
+        let mut tail = BytesMut::new();
+        if create {
+            tail.extend_from_slice(&head.segment.header.encode());
+        }
+        let position = if create { 0 } else { head.frames.position };
+        let totals = head.index.totals;
+        Self {
+            segment: Arc::clone(&head.segment),
+            create,
+            position,
+            chunks: Vec::new(),
+            tail,
+            entries: Vec::new(),
+            end: head.frames.position,
+            totals,
+            sealed: None,
+        }
+    }
+
+    /// Adds a batch behind the head, which moves on.
+    pub(crate) fn add_batch(
+        &mut self,
+        head: &mut Head,
+        batch: &Batch,
+        base: Offset,
+        append_time: Timestamp,
+        durable: LogPosition,
+    ) {
+        let header = batch.stamped_header(base, 0);
+        let at = head.frames.position;
+        self.entries.extend(head.index.entry(at, base, append_time));
+        let frame = head.frames.batch(batch.bytes().len() as u32, &header, append_time, durable);
+        self.tail.extend_from_slice(&frame);
+        self.tail.extend_from_slice(&header);
+        let body = batch.body();
+        if body.len() < COPY_BELOW {
+            self.tail.extend_from_slice(&body);
+        } else {
+            self.chunks.push(self.tail.split().freeze());
+            self.chunks.push(body);
+        }
+        let next = base.saturating_add(u64::from(batch.header().last_offset_delta) + 1);
+        head.index.totals.add(batch.header(), next, append_time);
+        head.last_append = append_time;
+        self.end = head.frames.position;
+        self.totals = head.index.totals;
+    }
+
+    /// Ends the segment.
+    pub(crate) fn seal(&mut self, head: &mut Head, durable: LogPosition) {
+        let seal = head.frames.seal(&head.index.totals, durable);
+        self.tail.extend_from_slice(&seal);
+        self.end = head.frames.position;
+        self.sealed = Some(head.frames.previous_check);
+    }
+
+    fn write(&mut self) -> Result<(), FileError> {
+        if !self.tail.is_empty() {
+            self.chunks.push(self.tail.split().freeze());
+        }
+        let path = self.segment.path();
+        if self.create {
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .open(path)
+                .map_err(|error| FileError::new("create", path, error))?;
+            self.segment.set_writer(Arc::new(file));
+        }
+        let file = self.segment.writer()?;
+        files::write_chunks_at(&file, self.position, &self.chunks)
+            .map_err(|error| FileError::new("write", path, error))
+    }
+
+    fn undo(&self) -> Result<(), FileError> {
+        let path = self.segment.path();
+        if self.create {
+            self.segment.release_writer();
+            return files::remove_file(path);
+        }
+        let file = self.segment.writer()?;
+        file.set_len(self.position).map_err(|error| FileError::new("truncate", path, error))
+    }
+}
+
+/// A producer snapshot that goes with a plan: it is written when the frames before it are.
+#[derive(Debug)]
+pub(crate) struct Snapshot {
+    pub(crate) path: PathBuf,
+    pub(crate) content: Vec<u8>,
+    /// Something waits for it to be durable.
+    pub(crate) durable: bool,
+}
+
+/// Everything staged since the last plan.
+#[derive(Debug, Default)]
+pub(crate) struct Staged {
+    pub(crate) steps: Vec<Step>,
+    pub(crate) undos: Vec<(ProducerId, Undo)>,
+    pub(crate) snapshots: Vec<Snapshot>,
+    pub(crate) bytes: u64,
+}
+
+/// What is to be written, all of it or nothing.
+#[derive(Debug)]
+pub struct WritePlan {
+    pub(crate) staged: Staged,
+    pub(crate) head: Head,
+}
+
+/// A write that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{cause}")]
+pub struct WriteFailure {
+    /// What failed.
+    pub cause: FileError,
+    /// The files are as they were before. If not, nobody knows what they hold, and the partition is poisoned.
+    pub undone: Result<(), String>,
+}
+
+impl WritePlan {
+    /// Bytes to write.
+    pub fn bytes(&self) -> u64 {
+        self.staged.bytes
+    }
+
+    /// Whether a new name appears in the directory.
+    pub fn creates(&self) -> bool {
+        self.staged.steps.iter().any(|step| step.create)
+    }
+
+    /// Writes everything, or undoes what it wrote.
+    ///
+    /// # Errors
+    /// [`WriteFailure`]; it says whether the files are as before.
+    pub fn execute(&mut self) -> Result<(), WriteFailure> {
+        for number in 0..self.staged.steps.len() {
+            if let Err(cause) = self.staged.steps[number].write() {
+                let undone = self.staged.steps[..=number]
+                    .iter()
+                    .rev()
+                    .try_for_each(Step::undo)
+                    .map_err(|error| error.to_string());
+                return Err(WriteFailure { cause, undone });
+            }
+        }
+        Ok(())
+    }
+
+    /// The descriptors that the plan wrote through: to be kept open until a sync has covered them, and to be
+    /// synced one by one where there is no sync for all.
+    pub fn files(&self) -> Vec<Arc<std::fs::File>> {
+        self.staged.steps.iter().filter_map(|step| step.segment.writer().ok()).collect()
+    }
+}
+
+/// Slow work that follows a plan, outside the lock: index files of sealed segments, producer snapshots.
+#[derive(Debug, Default)]
+pub struct AfterWrite {
+    pub(crate) sealed: Vec<(Arc<Segment>, u32)>,
+    pub(crate) snapshots: Vec<Snapshot>,
+    pub(crate) directory: PathBuf,
+}
+
+/// Snapshots kept: the one in use, and older ones in case it is damaged or ahead of what survived.
+const SNAPSHOTS_KEPT: usize = 3;
+
+impl AfterWrite {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.sealed.is_empty() && self.snapshots.is_empty()
+    }
+
+    /// Writes the caches. They are not needed for correctness but where a snapshot must be durable.
+    ///
+    /// # Errors
+    /// [`FileError`] of a snapshot that must be durable.
+    pub fn execute(self) -> Result<(), FileError> {
+        for (segment, check) in &self.sealed {
+            segment.finish(*check);
+        }
+        if self.snapshots.is_empty() {
+            return Ok(());
+        }
+        for snapshot in &self.snapshots {
+            match files::replace_file(&snapshot.path, &snapshot.content, snapshot.durable) {
+                Err(error) if snapshot.durable => return Err(error),
+                Err(error) => tracing::warn!(%error, "a producer snapshot was not written"),
+                Ok(()) => {}
+            }
+        }
+        if let Ok(all) = files::list_offsets(&self.directory, files::PRODUCERS_SUFFIX) {
+            for old in all.iter().rev().skip(SNAPSHOTS_KEPT) {
+                let path = files::offset_path(&self.directory, *old, files::PRODUCERS_SUFFIX);
+                drop(files::remove_file(&path));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Room that every map has beyond `segment.bytes`, for the last batch: batches are smaller than this.
+pub(crate) const MAP_SLACK: u64 = 64 << 20;
+
+/// The address range of a segment that is written to.
+pub(crate) fn capacity(segment_bytes: u64) -> u64 {
+    segment_bytes.saturating_add(MAP_SLACK).max(SEGMENT_HEADER_LENGTH as u64)
+}

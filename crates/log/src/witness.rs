@@ -1,0 +1,259 @@
+//! The witness: one small file per data directory that has, for each partition, a durable end. It is written
+//! with the group that follows and made durable with it, so that what it says was durable before it said so.
+//!
+//! Each partition has a slot in each of two banks that lie in different sectors and are written in turn: a
+//! torn write spoils at most the newer of the two. `docs/format.md` has the bytes.
+
+use std::{
+    collections::HashMap,
+    fs::{File, OpenOptions},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+
+use rimstone_types::{PartitionId, PartitionIndex, TopicId};
+
+use crate::{
+    error::FileError,
+    files,
+    frame::{LogPosition, offset_at, u32_at, u64_at},
+};
+
+const MAGIC: [u8; 8] = *b"RIMSTWIT";
+const VERSION: u16 = 1;
+/// The unit that a disk writes whole.
+const SECTOR: usize = 512;
+const SLOT: usize = 64;
+const SLOTS_PER_SECTOR: usize = SECTOR / SLOT;
+/// The largest witness that is read: more slots than there may be partitions.
+const WITNESS_BYTES_MAX: u64 = 256 << 20;
+
+#[derive(Debug, Clone, Copy)]
+struct Slot {
+    index: usize,
+    sequence: u64,
+}
+
+/// The witness file, open.
+#[derive(Debug)]
+pub struct Witness {
+    file: File,
+    path: PathBuf,
+    slots: HashMap<PartitionId, Slot>,
+    free: Vec<usize>,
+    used: usize,
+}
+
+fn place(index: usize, sequence: u64) -> u64 {
+    let pair = index / SLOTS_PER_SECTOR;
+    let bank = (sequence & 1) as usize;
+    (SECTOR + (pair * 2 + bank) * SECTOR + (index % SLOTS_PER_SECTOR) * SLOT) as u64
+}
+
+fn encode(partition: PartitionId, sequence: u64, end: LogPosition) -> [u8; SLOT] {
+    let mut out = [0; SLOT];
+    out[0..16].copy_from_slice(partition.topic.as_bytes());
+    out[16..20].copy_from_slice(&partition.partition.0.to_be_bytes());
+    out[20..28].copy_from_slice(&sequence.to_be_bytes());
+    out[28..36].copy_from_slice(&end.segment.get().to_be_bytes());
+    out[36..44].copy_from_slice(&end.position.to_be_bytes());
+    out[44..52].copy_from_slice(&end.offset.get().to_be_bytes());
+    // 52..60: reserved, 0.
+    let check = crc32fast::hash(&out[..60]);
+    out[60..64].copy_from_slice(&check.to_be_bytes());
+    out
+}
+
+fn decode(slot: &[u8]) -> Option<(PartitionId, u64, LogPosition)> {
+    if slot.iter().all(|byte| *byte == 0) || u32_at(slot, 60) != crc32fast::hash(&slot[..60]) {
+        return None;
+    }
+    let mut topic = [0; 16];
+    topic.copy_from_slice(&slot[0..16]);
+    let partition = PartitionId {
+        topic: TopicId(uuid::Uuid::from_bytes(topic)),
+        partition: PartitionIndex(u32_at(slot, 16)),
+    };
+    let end = LogPosition {
+        segment: offset_at(slot, 28).ok()?,
+        position: u64_at(slot, 36),
+        offset: offset_at(slot, 44).ok()?,
+    };
+    Some((partition, u64_at(slot, 20), end))
+}
+
+/// What a witness file says: the newest readable slot of each partition, and which slot that is.
+fn read(bytes: &[u8]) -> HashMap<PartitionId, (Slot, LogPosition)> {
+    let mut found: HashMap<PartitionId, (Slot, LogPosition)> = HashMap::new();
+    for (sector, content) in bytes.chunks(SECTOR).enumerate().skip(1) {
+        for (number, slot) in content.chunks_exact(SLOT).enumerate() {
+            let Some((partition, sequence, end)) = decode(slot) else { continue };
+            let index = (sector - 1) / 2 * SLOTS_PER_SECTOR + number;
+            let newer = found.get(&partition).is_none_or(|(known, _)| known.sequence < sequence);
+            if newer {
+                found.insert(partition, (Slot { index, sequence }, end));
+            }
+        }
+    }
+    found
+}
+
+/// Reads a witness file without opening it for writing: for `inspect`.
+///
+/// # Errors
+/// [`FileError`].
+pub fn read_witness(path: &Path) -> Result<Vec<(PartitionId, LogPosition)>, FileError> {
+    let bytes = files::read_small(path, WITNESS_BYTES_MAX)?.unwrap_or_default();
+    if !header_is_valid(&bytes) {
+        return Ok(Vec::new());
+    }
+    let mut all: Vec<_> = read(&bytes).into_iter().map(|(partition, (_, end))| (partition, end)).collect();
+    all.sort_unstable();
+    Ok(all)
+}
+
+fn header() -> [u8; SECTOR] {
+    let mut out = [0; SECTOR];
+    out[0..8].copy_from_slice(&MAGIC);
+    out[8..10].copy_from_slice(&VERSION.to_be_bytes());
+    let check = crc32fast::hash(&out[..508]);
+    out[508..512].copy_from_slice(&check.to_be_bytes());
+    out
+}
+
+fn header_is_valid(bytes: &[u8]) -> bool {
+    bytes.len() >= SECTOR && bytes[..SECTOR] == header()
+}
+
+impl Witness {
+    /// Opens the witness, or makes it, and answers the ends that it has. An unreadable one is made anew:
+    /// recovery then reads whole logs instead.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn open(path: &Path) -> Result<(Self, HashMap<PartitionId, LogPosition>), FileError> {
+        let bytes = files::read_small(path, WITNESS_BYTES_MAX)?;
+        let known = match &bytes {
+            Some(bytes) if header_is_valid(bytes) => read(bytes),
+            Some(_) => {
+                tracing::warn!(path = %path.display(), "the witness is not readable; whole logs are read instead");
+                HashMap::new()
+            }
+            None => HashMap::new(),
+        };
+        if !bytes.as_deref().is_some_and(header_is_valid) {
+            files::replace_file(path, &header(), true)?;
+        }
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(path)
+            .map_err(|error| FileError::new("open", path, error))?;
+        let used = bytes
+            .map_or(0, |bytes| bytes.len().saturating_sub(SECTOR).div_ceil(2 * SECTOR) * SLOTS_PER_SECTOR);
+        let taken: std::collections::HashSet<usize> = known.values().map(|(slot, _)| slot.index).collect();
+        let witness = Self {
+            file,
+            path: path.to_owned(),
+            free: (0..used).filter(|index| !taken.contains(index)).collect(),
+            used,
+            slots: known.iter().map(|(partition, (slot, _))| (*partition, *slot)).collect(),
+        };
+        Ok((witness, known.into_iter().map(|(partition, (_, end))| (partition, end)).collect()))
+    }
+
+    /// Writes durable ends, into the page cache. They count once a sync has covered them.
+    ///
+    /// # Errors
+    /// [`FileError`]; what was there before still counts.
+    pub fn record(&mut self, partition: PartitionId, end: LogPosition) -> Result<(), FileError> {
+        let slot = match self.slots.get(&partition) {
+            Some(slot) => Slot { sequence: slot.sequence + 1, ..*slot },
+            None => {
+                let index = self.free.pop().unwrap_or_else(|| {
+                    self.used += 1;
+                    self.used - 1
+                });
+                Slot { index, sequence: 1 }
+            }
+        };
+        self.file
+            .write_all_at(&encode(partition, slot.sequence, end), place(slot.index, slot.sequence))
+            .map_err(|error| FileError::new("write", &self.path, error))?;
+        self.slots.insert(partition, slot);
+        Ok(())
+    }
+
+    /// Makes it durable on its own.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn sync(&self) -> Result<(), FileError> {
+        self.file.sync_data().map_err(|error| FileError::new("sync", &self.path, error))
+    }
+
+    /// The partition is deleted; its slot is for another.
+    pub fn forget(&mut self, partition: PartitionId) {
+        if let Some(slot) = self.slots.remove(&partition) {
+            self.free.push(slot.index);
+        }
+    }
+
+    /// The file, to be synced with others where there is no sync for all.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rimstone_types::Offset;
+
+    use super::*;
+
+    fn partition(n: u32) -> PartitionId {
+        PartitionId { topic: TopicId::CATALOG, partition: PartitionIndex(n) }
+    }
+
+    fn end(n: u64) -> LogPosition {
+        LogPosition { segment: Offset::ZERO, position: n, offset: Offset::new(n).unwrap() }
+    }
+
+    #[test]
+    fn ends_survive_and_slots_are_used_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("witness");
+        let (mut witness, known) = Witness::open(&path).unwrap();
+        assert!(known.is_empty());
+        for n in 0..20 {
+            witness.record(partition(n), end(u64::from(n))).unwrap();
+            witness.record(partition(n), end(u64::from(n) + 100)).unwrap();
+        }
+        witness.forget(partition(3));
+        witness.record(partition(99), end(7)).unwrap();
+        drop(witness);
+        let (_, known) = Witness::open(&path).unwrap();
+        assert_eq!(known[&partition(19)], end(119));
+        assert_eq!(known[&partition(99)], end(7));
+        assert_eq!(read_witness(&path).unwrap().len(), known.len());
+    }
+
+    #[test]
+    fn a_torn_sector_leaves_the_end_before() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("witness");
+        let (mut witness, _) = Witness::open(&path).unwrap();
+        witness.record(partition(0), end(1)).unwrap();
+        witness.record(partition(0), end(2)).unwrap();
+        drop(witness);
+        let good = std::fs::read(&path).unwrap();
+        for at in SECTOR..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            std::fs::write(&path, &bad).unwrap();
+            let (_, known) = Witness::open(&path).unwrap();
+            let found = known.get(&partition(0)).copied();
+            assert!(found == Some(end(1)) || found == Some(end(2)), "byte {at}: {found:?}");
+        }
+    }
+}
