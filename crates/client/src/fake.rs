@@ -1,0 +1,618 @@
+//! A server for tests, in memory, that follows the rules of idempotence and breaks connections on purpose.
+//! It shares no code with the real one.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::Stream;
+use parking_lot::Mutex;
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use rimstone_proto::v1::{
+    self,
+    admin_service_server::{AdminService, AdminServiceServer},
+    consume_service_server::{ConsumeService, ConsumeServiceServer},
+    produce_service_server::{ProduceService, ProduceServiceServer},
+    produce_stream_request::Kind as RequestKind,
+    produce_stream_response::Kind as ResponseKind,
+};
+use rimstone_record::{Batch, Limits, ProducerStamp};
+use rimstone_types::{Offset, ProducerId, Sequence};
+use tokio::{net::TcpListener, runtime::Runtime, sync::mpsc};
+use tokio_stream::{
+    StreamExt as _,
+    wrappers::{ReceiverStream, TcpListenerStream},
+};
+use tonic::{Code, Request, Response, Status, Streaming};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::error::reason;
+
+/// How often each fault happens: one time in so many appends; 0 never.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Faults {
+    /// Refuses with `BACKPRESSURE`.
+    pub(crate) backpressure: u32,
+    /// Answers `APPEND_UNDONE`, having stored nothing.
+    pub(crate) undone: u32,
+    /// Stores and answers `APPEND_UNKNOWN`.
+    pub(crate) unknown: u32,
+    /// Breaks the connection before storing.
+    pub(crate) cut_before: u32,
+    /// Stores, and breaks the connection instead of answering.
+    pub(crate) cut_after: u32,
+    /// Breaks the connection, and stores what had arrived a little later, as a slow server does.
+    pub(crate) cut_late: u32,
+    /// Skips an answer, and goes on with the next one on the same stream.
+    pub(crate) skip_answer: u32,
+}
+
+/// What one partition knows of a producer: 64 batches, the way the rules ask for it at least.
+#[derive(Debug, Clone, Default)]
+struct Remembered {
+    epoch: u16,
+    last: Option<Sequence>,
+    window: Vec<(u16, Sequence, Sequence, u64)>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Partition {
+    /// Batches with their base offsets stamped.
+    pub(crate) batches: Vec<Batch>,
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+    producers: HashMap<ProducerId, Remembered>,
+}
+
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) topics: HashMap<String, Vec<Partition>>,
+    pub(crate) faults: Faults,
+    /// Every append to these is refused so, until taken out.
+    pub(crate) refuse: HashMap<(String, u32), v1::ItemError>,
+    /// Never answer appends, as a server does whose disk hangs.
+    pub(crate) hang: bool,
+    /// Breaks a `Read` after about so many messages; 0 never.
+    pub(crate) cut_reads: u32,
+    names: HashMap<String, (u64, u32)>,
+    next_id: u64,
+    rng: StdRng,
+    /// How many faults really fired.
+    pub(crate) fired: u64,
+    pub(crate) inits: u64,
+}
+
+impl World {
+    fn chance(&mut self, one_in: u32) -> bool {
+        let fires = one_in > 0 && self.rng.random_range(0..one_in) == 0;
+        self.fired += u64::from(fires);
+        fires
+    }
+
+    /// The values stored in a partition, in order.
+    pub(crate) fn values(&self, topic: &str, partition: usize) -> Vec<String> {
+        let batches = self.topics[topic][partition].batches.iter();
+        let records = batches.flat_map(|batch| batch.records(&Limits::default()).unwrap());
+        records.map(|record| String::from_utf8(record.unwrap().value.unwrap().to_vec()).unwrap()).collect()
+    }
+
+    pub(crate) fn forget_producers(&mut self) {
+        for partition in self.topics.values_mut().flatten() {
+            partition.producers.clear();
+        }
+    }
+
+    fn append(&mut self, topic: &str, partition: u32, batch: &Batch) -> v1::PartitionAppend {
+        let mut answer = v1::PartitionAppend { partition, ..Default::default() };
+        let Some(partition) = self.topics.get_mut(topic).and_then(|topic| topic.get_mut(partition as usize))
+        else {
+            answer.error = Some(item(Code::NotFound, reason::TOPIC_NOT_FOUND, &[("topic", topic)]));
+            return answer;
+        };
+        match partition.append(batch) {
+            Ok((base, duplicate)) => {
+                answer.base_offset = Some(base);
+                answer.last_offset = Some(base + u64::from(batch.header().last_offset_delta));
+                answer.append_time_ms = 1;
+                answer.duplicate = duplicate;
+            }
+            Err(error) => answer.error = Some(error),
+        }
+        answer
+    }
+}
+
+impl Partition {
+    pub(crate) fn append(&mut self, batch: &Batch) -> Result<(u64, bool), v1::ItemError> {
+        let ProducerStamp { id, epoch, base, .. } = batch.header().producer.expect("our client numbers");
+        let (epoch, first) = (epoch.get(), Sequence::new(base.into()).unwrap());
+        let last = first.wrapping_add(batch.header().record_count - 1);
+        let known = self.producers.entry(id).or_default();
+        if epoch < known.epoch {
+            return Err(item(Code::FailedPrecondition, reason::PRODUCER_FENCED, &[]));
+        }
+        let same = |entry: &&(u16, Sequence, Sequence, u64)| {
+            (id.is_named() || entry.0 == epoch) && entry.1 == first && entry.2 == last
+        };
+        if let Some(entry) = known.window.iter().find(same) {
+            return Ok((entry.3, true));
+        }
+        let continues = known.last.is_some() && (id.is_named() || epoch == known.epoch);
+        let expected = if continues { known.last.unwrap().wrapping_add(1) } else { Sequence::ZERO };
+        if first != expected {
+            let why = if continues { reason::SEQUENCE_GAP } else { reason::UNKNOWN_PRODUCER };
+            return Err(item(Code::FailedPrecondition, why, &[("expected_sequence", &expected.to_string())]));
+        }
+        let offset = self.end;
+        known.epoch = epoch;
+        known.last = Some(last);
+        known.window.push((epoch, first, last, offset));
+        if known.window.len() > 64 {
+            known.window.remove(0);
+        }
+        self.batches.push(batch.with_base_offset(Offset::new(offset).unwrap(), 0));
+        self.end += u64::from(batch.header().record_count);
+        Ok((offset, false))
+    }
+}
+
+pub(crate) fn item(code: Code, reason: &str, metadata: &[(&str, &str)]) -> v1::ItemError {
+    v1::ItemError {
+        code: code as i32,
+        reason: reason.to_owned(),
+        message: format!("the fake server says {reason}"),
+        metadata: metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+        retry_delay_ms: 0,
+    }
+}
+
+fn status(code: Code, reason: &str, metadata: &[(&str, &str)]) -> Status {
+    let metadata: HashMap<_, _> =
+        metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    let details = ErrorDetails::with_error_info(reason, "rimstone.v1", metadata);
+    Status::with_error_details(code, format!("the fake server says {reason}"), details)
+}
+
+#[derive(Clone)]
+pub(crate) struct Fake {
+    pub(crate) world: Arc<Mutex<World>>,
+    pub(crate) address: SocketAddr,
+    streams: Arc<AtomicU64>,
+    /// The server's tasks, connections included: dropped at once when it is killed.
+    runtime: Arc<Mutex<Option<Runtime>>>,
+}
+
+impl Fake {
+    pub(crate) async fn start(seed: u64, topics: &[(&str, usize)], faults: Faults) -> Self {
+        let partitions = |count| (0..count).map(|_| Partition::default()).collect();
+        let world = World {
+            topics: topics.iter().map(|(name, count)| ((*name).to_owned(), partitions(*count))).collect(),
+            faults,
+            refuse: HashMap::new(),
+            hang: false,
+            cut_reads: 0,
+            names: HashMap::new(),
+            next_id: 100,
+            rng: StdRng::seed_from_u64(seed),
+            fired: 0,
+            inits: 0,
+        };
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let fake = Self {
+            world: Arc::new(Mutex::new(world)),
+            address: listener.local_addr().unwrap(),
+            streams: Arc::default(),
+            runtime: Arc::default(),
+        };
+        fake.serve(listener);
+        fake
+    }
+
+    fn serve(&self, listener: std::net::TcpListener) {
+        listener.set_nonblocking(true).unwrap();
+        let server = tonic::transport::Server::builder()
+            .add_service(ProduceServiceServer::new(self.clone()).max_decoding_message_size(64 << 20))
+            .add_service(ConsumeServiceServer::new(self.clone()))
+            .add_service(AdminServiceServer::new(self.clone()));
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        runtime.spawn(async move {
+            let listener = TcpListener::from_std(listener).unwrap();
+            server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
+        });
+        *self.runtime.lock() = Some(runtime);
+    }
+
+    pub(crate) fn endpoint(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// Kills the server: every connection breaks, nothing listens.
+    pub(crate) async fn kill(&self) {
+        let runtime = self.runtime.lock().take();
+        if let Some(runtime) = runtime {
+            tokio::task::spawn_blocking(move || drop(runtime)).await.unwrap();
+        }
+    }
+
+    /// Listens again at the same address.
+    pub(crate) fn revive(&self) {
+        let socket = std::net::TcpListener::bind(self.address).unwrap();
+        self.serve(socket);
+    }
+
+    pub(crate) fn streams_opened(&self) -> u64 {
+        self.streams.load(Ordering::SeqCst)
+    }
+
+    fn stored_of(&self, id: u64, topics: &[String]) -> Result<Vec<v1::ProducerPartitionState>, Status> {
+        let world = self.world.lock();
+        let id = ProducerId::new(id).unwrap();
+        let mut states = Vec::new();
+        for name in topics {
+            let Some(topic) = world.topics.get(name) else {
+                return Err(status(Code::NotFound, reason::TOPIC_NOT_FOUND, &[("topic", name)]));
+            };
+            for (index, partition) in topic.iter().enumerate() {
+                let Some(known) = partition.producers.get(&id) else { continue };
+                let Some(last) = known.last else { continue };
+                states.push(v1::ProducerPartitionState {
+                    partition: Some(v1::TopicPartition { topic: name.clone(), partition: index as u32 }),
+                    producer_epoch: known.epoch.into(),
+                    last_sequence: last.get(),
+                    last_offset: partition.end.checked_sub(1),
+                    by_request: false,
+                });
+            }
+        }
+        Ok(states)
+    }
+
+    /// What becomes of one append: the answer, or the end of the stream.
+    fn append(&self, append: v1::ProduceStreamAppend) -> Result<Option<v1::ProduceStreamAck>, Status> {
+        let correlation_id = append.correlation_id;
+        let request = append.request.unwrap();
+        let sent = &request.batches[0];
+        let batch = Batch::verify(
+            sent.batch.clone().unwrap().data,
+            &Limits { batch_bytes: 64 << 20, ..Limits::default() },
+        )
+        .unwrap();
+        let refuse = |error| {
+            let append =
+                v1::PartitionAppend { partition: sent.partition, error: Some(error), ..Default::default() };
+            let response = v1::ProduceResponse { appends: vec![append], records: Vec::new() };
+            Ok(Some(v1::ProduceStreamAck { correlation_id, error: None, response: Some(response) }))
+        };
+        let mut world = self.world.lock();
+        let faults = world.faults;
+        if let Some(error) = world.refuse.get(&(request.topic.clone(), sent.partition)) {
+            return refuse(error.clone());
+        }
+        if world.chance(faults.backpressure) {
+            let error = item(Code::ResourceExhausted, reason::BACKPRESSURE, &[]);
+            return Ok(Some(v1::ProduceStreamAck { correlation_id, error: Some(error), response: None }));
+        }
+        if world.chance(faults.undone) {
+            return refuse(item(Code::Unavailable, reason::APPEND_UNDONE, &[]));
+        }
+        if world.chance(faults.cut_before) {
+            return Err(Status::unavailable("cut before storing"));
+        }
+        if world.chance(faults.cut_late) {
+            let (fake, topic, partition) = (self.clone(), request.topic.clone(), sent.partition);
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(60)).await;
+                fake.world.lock().append(&topic, partition, &batch);
+            });
+            return Err(Status::unavailable("cut, and stored later"));
+        }
+        let appended = world.append(&request.topic, sent.partition, &batch);
+        if world.chance(faults.cut_after) {
+            return Err(Status::unavailable("cut after storing"));
+        }
+        if appended.error.is_none() && world.chance(faults.unknown) {
+            return refuse(item(Code::Unavailable, reason::APPEND_UNKNOWN, &[]));
+        }
+        if world.hang || world.chance(faults.skip_answer) {
+            return Ok(None);
+        }
+        let response = v1::ProduceResponse { appends: vec![appended], records: Vec::new() };
+        Ok(Some(v1::ProduceStreamAck { correlation_id, error: None, response: Some(response) }))
+    }
+}
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl ProduceService for Fake {
+    type ProduceStreamStream = Answers<v1::ProduceStreamResponse>;
+
+    async fn init_producer(
+        &self,
+        request: Request<v1::InitProducerRequest>,
+    ) -> Result<Response<v1::InitProducerResponse>, Status> {
+        let mut world = self.world.lock();
+        world.inits += 1;
+        world.next_id += 1;
+        let fresh = world.next_id;
+        let name = request.into_inner().name;
+        let (producer_id, producer_epoch) = if name.is_empty() {
+            (fresh, 0)
+        } else {
+            let entry = world.names.entry(name).or_insert((fresh | ProducerId::NAMED_BIT, 0));
+            entry.1 += 1;
+            *entry
+        };
+        // The fence is known to every partition before the call answers.
+        let id = ProducerId::new(producer_id).unwrap();
+        for partition in world.topics.values_mut().flatten() {
+            if let Some(known) = partition.producers.get_mut(&id) {
+                known.epoch = known.epoch.max(producer_epoch as u16);
+            }
+        }
+        let answer = v1::InitProducerResponse { producer_id, producer_epoch, ..Default::default() };
+        Ok(Response::new(answer))
+    }
+
+    async fn produce(
+        &self,
+        _request: Request<v1::ProduceRequest>,
+    ) -> Result<Response<v1::ProduceResponse>, Status> {
+        Err(Status::unimplemented("not faked"))
+    }
+
+    async fn produce_stream(
+        &self,
+        request: Request<Streaming<v1::ProduceStreamRequest>>,
+    ) -> Result<Response<Self::ProduceStreamStream>, Status> {
+        self.streams.fetch_add(1, Ordering::SeqCst);
+        let mut requests = request.into_inner();
+        let Some(RequestKind::Open(open)) = requests.message().await?.and_then(|first| first.kind) else {
+            return Err(Status::invalid_argument("open first"));
+        };
+        let partitions = self.stored_of(open.producer_id.unwrap(), &open.topics)?;
+        let (answers, stream) = mpsc::channel(64);
+        let fake = self.clone();
+        tokio::spawn(async move {
+            let opened =
+                v1::ProduceStreamOpened { partitions, highest_request_number: None, window_bytes: 1 << 20 };
+            let opened = v1::ProduceStreamResponse { kind: Some(ResponseKind::Opened(opened)) };
+            let _ = answers.send(Ok(opened)).await;
+            while let Some(Ok(request)) = requests.next().await {
+                let Some(RequestKind::Append(append)) = request.kind else { return };
+                let answer = match fake.append(append) {
+                    Ok(Some(ack)) => Ok(v1::ProduceStreamResponse { kind: Some(ResponseKind::Ack(ack)) }),
+                    Ok(None) => continue,
+                    Err(status) => Err(status),
+                };
+                let ends = answer.is_err();
+                if answers.send(answer).await.is_err() || ends {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+}
+
+#[tonic::async_trait]
+impl ConsumeService for Fake {
+    type ReadStream = Answers<v1::ReadResponse>;
+
+    async fn fetch(&self, request: Request<v1::FetchRequest>) -> Result<Response<v1::FetchResponse>, Status> {
+        let request = request.into_inner();
+        let world = self.world.lock();
+        let topic = &world.topics[&request.topic];
+        let answer = request.partitions.iter().map(|asked| {
+            let partition = &topic[asked.partition as usize];
+            let mut records = message(asked.partition, partition, asked.offset, 2);
+            if asked.offset > partition.end {
+                records.error = Some(item(Code::OutOfRange, reason::OFFSET_OUT_OF_RANGE, &[]));
+            }
+            records
+        });
+        Ok(Response::new(v1::FetchResponse { partitions: answer.collect() }))
+    }
+
+    /// Like the real one: whole batches, also those that begin before the offset; one batch a message.
+    async fn read(&self, request: Request<v1::ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {
+        let request = request.into_inner();
+        let offsets = |position: v1::PartitionOffsets| position.offsets;
+        let Some(v1::start_position::Position::Offsets(start)) =
+            request.start.and_then(|start| start.position)
+        else {
+            return Err(Status::invalid_argument("our reader gives offsets"));
+        };
+        let ends = match request.end.and_then(|end| end.position) {
+            Some(v1::end_position::Position::Offsets(ends)) => Some(offsets(ends)),
+            None => None,
+            Some(_) => return Err(Status::invalid_argument("our reader gives offsets")),
+        };
+        let mut next: Vec<_> = offsets(start).into_iter().collect();
+        next.sort_unstable();
+        let (messages, stream) = mpsc::channel(2);
+        let fake = self.clone();
+        tokio::spawn(async move {
+            loop {
+                let mut open = false;
+                for (partition, next) in &mut next {
+                    let end = ends.as_ref().map_or(u64::MAX, |ends| ends[&*partition]);
+                    if *next >= end {
+                        continue;
+                    }
+                    open = true;
+                    let answer = {
+                        let mut world = fake.world.lock();
+                        let cut = world.cut_reads;
+                        if world.chance(cut) {
+                            Err(Status::unavailable("cut while reading"))
+                        } else {
+                            let partition_log = &world.topics[&request.topic][*partition as usize];
+                            let mut records = message(*partition, partition_log, *next, 1);
+                            if *next < partition_log.start {
+                                let start = partition_log.start.to_string();
+                                let metadata = [("log_start_offset", start.as_str())];
+                                records.error =
+                                    Some(item(Code::OutOfRange, reason::OFFSET_OUT_OF_RANGE, &metadata));
+                            } else if records.batches.is_empty() {
+                                continue;
+                            }
+                            *next = records.next_offset;
+                            Ok(v1::ReadResponse { records: Some(records) })
+                        }
+                    };
+                    let ends = answer.is_err();
+                    if messages.send(answer).await.is_err() || ends {
+                        return;
+                    }
+                }
+                if !open {
+                    return;
+                }
+                tokio::task::yield_now().await;
+                if messages.is_closed() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+}
+
+fn message(index: u32, partition: &Partition, from: u64, batches: usize) -> v1::PartitionRecords {
+    let here = partition.batches.iter().filter(|batch| batch.last_offset().get() >= from).take(batches);
+    let here: Vec<_> = here.collect();
+    v1::PartitionRecords {
+        partition: index,
+        next_offset: here.last().map_or(from, |batch| batch.next_offset().get()),
+        batches: here
+            .iter()
+            .map(|batch| v1::EncodedBatch { data: batch.bytes().clone(), append_time_ms: 1 })
+            .collect(),
+        ends: Some(v1::LogEnds {
+            log_start_offset: partition.start,
+            last_stable_offset: partition.end,
+            high_watermark: partition.end,
+            log_end_offset: partition.end,
+        }),
+        ..Default::default()
+    }
+}
+
+#[tonic::async_trait]
+impl AdminService for Fake {
+    async fn describe_topic(
+        &self,
+        request: Request<v1::DescribeTopicRequest>,
+    ) -> Result<Response<v1::DescribeTopicResponse>, Status> {
+        let name = request.into_inner().topic;
+        let world = self.world.lock();
+        let Some(topic) = world.topics.get(&name) else {
+            return Err(status(Code::NotFound, reason::TOPIC_NOT_FOUND, &[("topic", &name)]));
+        };
+        let info = v1::TopicInfo { name, partitions: topic.len() as u32, ..Default::default() };
+        let setting = v1::TopicSetting {
+            name: "max.message.bytes".to_owned(),
+            value: "1048576".to_owned(),
+            ..Default::default()
+        };
+        let answer =
+            v1::DescribeTopicResponse { topic: Some(info), partitions: Vec::new(), settings: vec![setting] };
+        Ok(Response::new(answer))
+    }
+
+    async fn list_offsets(
+        &self,
+        request: Request<v1::ListOffsetsRequest>,
+    ) -> Result<Response<v1::ListOffsetsResponse>, Status> {
+        use v1::list_offsets_request::At;
+        let request = request.into_inner();
+        let world = self.world.lock();
+        let Some(topic) = world.topics.get(&request.topic) else {
+            return Err(status(Code::NotFound, reason::TOPIC_NOT_FOUND, &[("topic", &request.topic)]));
+        };
+        let asked = |index: &u32| request.partitions.is_empty() || request.partitions.contains(index);
+        let find = |partition: &Partition| match request.at {
+            Some(At::Earliest(_)) => Some(partition.start),
+            Some(At::TimeMs(time)) => {
+                let batches = partition.batches.iter();
+                let mut records = batches.flat_map(|batch| batch.records(&Limits::default()).unwrap());
+                records
+                    .find(|record| record.as_ref().unwrap().timestamp.as_millis() >= time)
+                    .map(|record| record.unwrap().offset.get())
+            }
+            _ => Some(partition.end),
+        };
+        let offsets = (0u32..).zip(topic).filter(|(index, _)| asked(index));
+        let offsets = offsets.map(|(partition, log)| v1::PartitionOffset {
+            partition,
+            offset: find(log),
+            ..Default::default()
+        });
+        Ok(Response::new(v1::ListOffsetsResponse { offsets: offsets.collect() }))
+    }
+
+    async fn create_topic(
+        &self,
+        _: Request<v1::CreateTopicRequest>,
+    ) -> Result<Response<v1::CreateTopicResponse>, Status> {
+        Err(Status::unimplemented("not faked"))
+    }
+
+    async fn list_topics(
+        &self,
+        _: Request<v1::ListTopicsRequest>,
+    ) -> Result<Response<v1::ListTopicsResponse>, Status> {
+        Err(Status::unimplemented("not faked"))
+    }
+
+    async fn alter_topic(
+        &self,
+        _: Request<v1::AlterTopicRequest>,
+    ) -> Result<Response<v1::AlterTopicResponse>, Status> {
+        Err(Status::unimplemented("not faked"))
+    }
+
+    async fn delete_topic(
+        &self,
+        _: Request<v1::DeleteTopicRequest>,
+    ) -> Result<Response<v1::DeleteTopicResponse>, Status> {
+        Err(Status::unimplemented("not faked"))
+    }
+
+    async fn delete_records(
+        &self,
+        _: Request<v1::DeleteRecordsRequest>,
+    ) -> Result<Response<v1::DeleteRecordsResponse>, Status> {
+        Err(Status::unimplemented("not faked"))
+    }
+
+    async fn list_producers(
+        &self,
+        _: Request<v1::ListProducersRequest>,
+    ) -> Result<Response<v1::ListProducersResponse>, Status> {
+        Err(Status::unimplemented("not faked"))
+    }
+
+    async fn delete_producer(
+        &self,
+        _: Request<v1::DeleteProducerRequest>,
+    ) -> Result<Response<v1::DeleteProducerResponse>, Status> {
+        Err(Status::unimplemented("not faked"))
+    }
+
+    async fn describe_server(
+        &self,
+        _: Request<v1::DescribeServerRequest>,
+    ) -> Result<Response<v1::DescribeServerResponse>, Status> {
+        Err(Status::unimplemented("not faked"))
+    }
+}

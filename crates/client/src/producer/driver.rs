@@ -1,0 +1,499 @@
+//! The one task that owns the connection of a producer: opens the stream, keeps it filled, hands answers to
+//! the queues, and comes back after a break. What an answer means for a partition is decided in `queue`.
+
+use std::{collections::VecDeque, future::Future, pin::Pin, sync::Arc, time::Duration};
+
+use rimstone_proto::v1::{
+    self, produce_stream_request::Kind as RequestKind, produce_stream_response::Kind as ResponseKind,
+};
+use rimstone_types::{Offset, PartitionIndex, ProducerEpoch, ProducerId, ProducerName, Timestamp};
+use tokio::{sync::mpsc, time::Instant};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+
+use crate::{
+    connect::Connection,
+    error::{ClientError, Code, reason},
+    producer::{
+        Shared,
+        queue::{Identity, Verdict},
+    },
+    retry::Backoff,
+};
+
+/// Requests between this task and the connection; what is further behind waits in the queues.
+const REQUESTS_QUEUED: usize = 4;
+/// How many topics one `Open` may ask for (said in `produce.proto`).
+const TOPICS_PER_OPEN: usize = 100;
+/// How long a server may take to open a stream.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
+/// With nothing due, look again after this long.
+const IDLE: Duration = Duration::from_secs(60);
+
+type Task<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// A batch whose answer has not come.
+#[derive(Debug)]
+struct Sent {
+    correlation: u64,
+    queue: usize,
+    uid: u64,
+    topic: Arc<str>,
+    partition: PartitionIndex,
+    bytes: u64,
+}
+
+/// An open stream.
+struct Link {
+    requests: mpsc::Sender<v1::ProduceStreamRequest>,
+    answers: Streaming<v1::ProduceStreamResponse>,
+    /// Answers come in this order.
+    sent: VecDeque<Sent>,
+    sent_bytes: u64,
+    /// How many unanswered bytes the server takes; 0: it did not say.
+    window_bytes: u64,
+}
+
+/// What opening a stream gave.
+struct Opened {
+    /// Kept even if the stream then failed: each new one would raise the epoch.
+    identity: Option<Identity>,
+    topics: Vec<String>,
+    stream: Result<(Link, Vec<v1::ProducerPartitionState>), ClientError>,
+}
+
+struct Learned {
+    topics: Vec<String>,
+    states: Result<Vec<v1::ProducerPartitionState>, ClientError>,
+}
+
+enum Event {
+    Woken,
+    Opened(Opened),
+    Learned(Learned),
+    Answer(Result<v1::ProduceStreamResponse, ClientError>),
+    Room,
+}
+
+pub(crate) struct Driver {
+    shared: Arc<Shared>,
+    link: Option<Link>,
+    opening: Option<Task<Opened>>,
+    learning: Option<Task<Learned>>,
+    retry_at: Option<Instant>,
+    backoff: Backoff,
+    correlation: u64,
+    /// When the connection was lost, and not had again yet.
+    away_since: Option<Instant>,
+}
+
+impl Driver {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            link: None,
+            opening: None,
+            learning: None,
+            retry_at: None,
+            backoff: Backoff::default(),
+            correlation: 0,
+            away_since: None,
+        }
+    }
+
+    pub(crate) async fn run(mut self) {
+        loop {
+            let now = Instant::now();
+            if self.prepare(now) {
+                return;
+            }
+            let (timer, sendable) = self.plan(now);
+            match self.next_event(timer, sendable).await {
+                Event::Woken => {}
+                Event::Room => self.fill(),
+                Event::Opened(opened) => self.opened(opened),
+                Event::Learned(learned) => self.learned(learned),
+                Event::Answer(Ok(answer)) => self.answer(answer),
+                Event::Answer(Err(error)) => self.lost(error),
+            }
+        }
+    }
+
+    /// Gives up what is late, renews, begins to connect; answers whether the producer has ended.
+    fn prepare(&mut self, now: Instant) -> bool {
+        let shared = self.shared.clone();
+        let mut state = shared.state.lock();
+        state.expire(now);
+        if state.renewal_is_ready() {
+            tracing::warn!(
+                "taking a new producer id or epoch, since the numbering of the old one cannot go on"
+            );
+            state.renew();
+            self.link = None;
+            self.learning = None;
+        }
+        if state.is_closing() && shared.tracker.is_empty() {
+            return true;
+        }
+        let due = self.retry_at.is_none_or(|at| at <= now);
+        if due {
+            self.retry_at = None;
+        }
+        if due && state.has_work() && !state.has_failed() {
+            if self.link.is_none() && self.opening.is_none() {
+                let topics = state.to_ask(TOPICS_PER_OPEN);
+                let name = shared.config.name.clone();
+                self.opening =
+                    Some(Box::pin(open(shared.connection.clone(), state.identity(), name, topics)));
+            } else if self.link.is_some() && self.learning.is_none() {
+                let topics = state.unlearned(TOPICS_PER_OPEN);
+                if let (false, Some(identity)) = (topics.is_empty(), state.identity()) {
+                    self.learning = Some(Box::pin(learn(shared.connection.clone(), identity, topics)));
+                }
+            }
+        }
+        false
+    }
+
+    fn plan(&self, now: Instant) -> (Instant, bool) {
+        let state = self.shared.state.lock();
+        let timer = state.next_timer(now, self.link.is_some()).into_iter().chain(self.retry_at).min();
+        let fits = self.link.as_ref().is_some_and(Link::has_window);
+        (timer.unwrap_or(now + IDLE), fits && state.is_sendable(now))
+    }
+
+    async fn next_event(&mut self, timer: Instant, sendable: bool) -> Event {
+        let (requests, answers) = match &mut self.link {
+            Some(link) => (Some(&link.requests), Some(&mut link.answers)),
+            None => (None, None),
+        };
+        tokio::select! {
+            opened = task(&mut self.opening) => Event::Opened(opened),
+            learned = task(&mut self.learning) => Event::Learned(learned),
+            answer = next_answer(answers) => Event::Answer(answer),
+            () = room(requests), if sendable => Event::Room,
+            () = self.shared.wake.notified() => Event::Woken,
+            () = tokio::time::sleep_until(timer) => Event::Woken,
+        }
+    }
+
+    /// Puts batches on the wire while there is room.
+    fn fill(&mut self) {
+        let Some(link) = &mut self.link else { return };
+        while link.requests.capacity() > 0 && link.has_window() {
+            let Some((queue, partition, topic, outgoing)) = self.shared.state.lock().take(Instant::now())
+            else {
+                return;
+            };
+            self.correlation += 1;
+            let data = outgoing.batch.bytes().clone();
+            let bytes = data.len() as u64;
+            let batch = v1::EncodedBatch { data, append_time_ms: 0 };
+            let append = v1::ProduceStreamAppend {
+                correlation_id: self.correlation,
+                request: Some(v1::ProduceRequest {
+                    topic: topic.to_string(),
+                    batches: vec![v1::PartitionBatch {
+                        partition: partition.0,
+                        batch: Some(batch),
+                        expected_end: None,
+                    }],
+                    ..Default::default()
+                }),
+            };
+            link.sent_bytes += bytes;
+            link.sent.push_back(Sent {
+                correlation: self.correlation,
+                queue,
+                uid: outgoing.uid,
+                topic,
+                partition,
+                bytes,
+            });
+            let request = v1::ProduceStreamRequest { kind: Some(RequestKind::Append(append)) };
+            if link.requests.try_send(request).is_err() {
+                // The stream has ended; its answers will say why, and what is in `sent` goes out again.
+                return;
+            }
+        }
+    }
+
+    fn opened(&mut self, opened: Opened) {
+        self.opening = None;
+        let shared = self.shared.clone();
+        let mut state = shared.state.lock();
+        if let Some(identity) = opened.identity {
+            state.set_identity(identity);
+        }
+        match opened.stream {
+            Ok((link, states)) => {
+                let (stored, open) = state.learned(&opened.topics, &states);
+                if let Some(since) = self.away_since.take() {
+                    let away_ms = since.elapsed().as_millis() as u64;
+                    tracing::info!(away_ms, stored, open, "connected again; sending what was not answered");
+                }
+                self.link = Some(link);
+                // The backoff starts anew with the first answer: a server that opens and drops is not well.
+            }
+            Err(error) if error.is(reason::TOPIC_NOT_FOUND) && error.metadata.contains_key("topic") => {
+                state.topic_gone(&error.metadata["topic"].clone(), &error);
+            }
+            Err(error) if error.is(reason::UNKNOWN_PRODUCER) || error.is(reason::PRODUCER_NOT_FOUND) => {
+                state.state_lost(&error);
+                drop(state);
+                self.wait_to_connect(error);
+            }
+            Err(error) if error.is_retriable() => {
+                drop(state);
+                self.wait_to_connect(error);
+            }
+            Err(error) => state.fail(error),
+        }
+    }
+
+    fn learned(&mut self, learned: Learned) {
+        self.learning = None;
+        let mut state = self.shared.state.lock();
+        match learned.states {
+            Ok(states) => {
+                state.learned(&learned.topics, &states);
+            }
+            Err(error) if error.is(reason::TOPIC_NOT_FOUND) && error.metadata.contains_key("topic") => {
+                state.topic_gone(&error.metadata["topic"].clone(), &error);
+            }
+            Err(error) if error.is_retriable() => {
+                self.retry_at = Some(Instant::now() + self.backoff.next(error.retry_after));
+            }
+            Err(error) => state.fail(error),
+        }
+    }
+
+    /// The connection is gone.
+    fn lost(&mut self, error: ClientError) {
+        self.link = None;
+        self.learning = None;
+        let ends = !error.is_retriable() && !error.is(reason::PROTOCOL) && !error.reason.is_empty();
+        {
+            let mut state = self.shared.state.lock();
+            if ends {
+                state.fail(error);
+                return;
+            }
+            state.disconnected();
+            if !state.has_work() {
+                return;
+            }
+        }
+        self.wait_to_connect(error);
+    }
+
+    fn wait_to_connect(&mut self, error: ClientError) {
+        let wait = self.backoff.next(error.retry_after);
+        let endpoint = self.shared.connection.endpoint();
+        if self.away_since.is_none() {
+            self.away_since = Some(Instant::now());
+            tracing::warn!(endpoint, error = %error, "no connection to the server; trying again until the deadline");
+        } else {
+            tracing::debug!(endpoint, error = %error, wait_ms = wait.as_millis() as u64, "still no connection");
+        }
+        self.retry_at = Some(Instant::now() + wait);
+    }
+
+    fn answer(&mut self, answer: v1::ProduceStreamResponse) {
+        let Some(link) = &mut self.link else { return };
+        let Some(ResponseKind::Ack(ack)) = answer.kind else {
+            return self.lost(ClientError::protocol("the server opened a stream twice"));
+        };
+        if link.sent.front().is_none_or(|sent| sent.correlation != ack.correlation_id) {
+            let got = ack.correlation_id;
+            return self.lost(ClientError::protocol(format!("answer {got} came out of order")));
+        }
+        let Some(sent) = link.sent.pop_front() else { return };
+        link.sent_bytes -= sent.bytes;
+        let error = match verdict_of(ack, sent.partition) {
+            Ok(verdict) => {
+                self.backoff.reset();
+                return self.decided(&sent, verdict);
+            }
+            Err(error) => error,
+        };
+        if error.is(reason::PROTOCOL) {
+            // It is not known what became of this one.
+            link.sent.push_front(sent);
+            return self.lost(error);
+        }
+        self.shared.state.lock().fail(error);
+    }
+
+    fn decided(&mut self, sent: &Sent, verdict: Verdict) {
+        let gone = match &verdict {
+            Verdict::Rejected(error) if error.is(reason::TOPIC_NOT_FOUND) => Some(error.clone()),
+            Verdict::Refused(error) | Verdict::OutOfOrder(error) | Verdict::Unknown(error) => {
+                let (topic, partition) = (&*sent.topic, sent.partition.0);
+                tracing::debug!(topic, partition, reason = %error.reason, error = %error, "a batch was not taken");
+                None
+            }
+            _ => None,
+        };
+        let mut state = self.shared.state.lock();
+        state.answered(sent.queue, sent.uid, verdict, Instant::now());
+        if let Some(error) = gone {
+            state.topic_gone(&sent.topic, &error);
+        }
+    }
+}
+
+impl Link {
+    /// Whether another batch may be sent: at least one always, then as many bytes as the server takes.
+    fn has_window(&self) -> bool {
+        self.sent.is_empty() || self.window_bytes == 0 || self.sent_bytes < self.window_bytes
+    }
+}
+
+/// Waits for a task, for ever if there is none.
+async fn task<T>(task: &mut Option<Task<T>>) -> T {
+    match task {
+        Some(task) => task.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn room(requests: Option<&mpsc::Sender<v1::ProduceStreamRequest>>) {
+    let Some(requests) = requests else { return std::future::pending().await };
+    // A closed channel means that the stream has ended; its answers will say so.
+    if requests.reserve().await.is_err() {
+        std::future::pending().await
+    }
+}
+
+async fn next_answer(
+    answers: Option<&mut Streaming<v1::ProduceStreamResponse>>,
+) -> Result<v1::ProduceStreamResponse, ClientError> {
+    let Some(answers) = answers else { return std::future::pending().await };
+    answers.message().await?.ok_or_else(ended)
+}
+
+fn ended() -> ClientError {
+    ClientError::new(Code::Unavailable, reason::UNREACHABLE, "the server ended the stream")
+}
+
+/// Takes an id if there is none, and opens a stream.
+async fn open(
+    connection: Connection,
+    identity: Option<Identity>,
+    name: Option<ProducerName>,
+    topics: Vec<String>,
+) -> Opened {
+    let mut known = identity;
+    let work = async {
+        let identity = match known {
+            Some(identity) => identity,
+            None => *known.insert(init(&connection, name).await?),
+        };
+        open_stream(&connection, identity, topics.clone()).await
+    };
+    let stream = tokio::time::timeout(OPEN_TIMEOUT, work).await.unwrap_or_else(|_| Err(slow(&connection)));
+    Opened { identity: known, topics, stream }
+}
+
+async fn learn(connection: Connection, identity: Identity, topics: Vec<String>) -> Learned {
+    let work = open_stream(&connection, identity, topics.clone());
+    let opened = tokio::time::timeout(OPEN_TIMEOUT, work).await.unwrap_or_else(|_| Err(slow(&connection)));
+    Learned { topics, states: opened.map(|(_, states)| states) }
+}
+
+fn slow(connection: &Connection) -> ClientError {
+    let message = format!("{} did not open a stream within {OPEN_TIMEOUT:?}", connection.endpoint());
+    ClientError::new(Code::Unavailable, reason::UNREACHABLE, message)
+}
+
+async fn init(connection: &Connection, name: Option<ProducerName>) -> Result<Identity, ClientError> {
+    let name = name.map(String::from).unwrap_or_default();
+    let request = v1::InitProducerRequest { name, topics: Vec::new() };
+    let answer = connection.produce().init_producer(request).await?.into_inner();
+    let invalid =
+        |error| ClientError::protocol(format!("the server gave a producer id that is not one: {error}"));
+    Ok(Identity {
+        id: ProducerId::new(answer.producer_id).map_err(invalid)?,
+        epoch: ProducerEpoch::new(answer.producer_epoch.into()).map_err(invalid)?,
+    })
+}
+
+async fn open_stream(
+    connection: &Connection,
+    identity: Identity,
+    topics: Vec<String>,
+) -> Result<(Link, Vec<v1::ProducerPartitionState>), ClientError> {
+    let (requests, outgoing) = mpsc::channel(REQUESTS_QUEUED);
+    let open = v1::ProduceStreamOpen { producer_id: Some(identity.id.get()), topics };
+    let first = v1::ProduceStreamRequest { kind: Some(RequestKind::Open(open)) };
+    requests.try_send(first).map_err(|_| ClientError::protocol("a new channel has room"))?;
+    let mut answers = connection.produce().produce_stream(ReceiverStream::new(outgoing)).await?.into_inner();
+    let Some(ResponseKind::Opened(opened)) = answers.message().await?.ok_or_else(ended)?.kind else {
+        return Err(ClientError::protocol("the first answer of a produce stream does not open it"));
+    };
+    let window_bytes = opened.window_bytes;
+    Ok((Link { requests, answers, sent: VecDeque::new(), sent_bytes: 0, window_bytes }, opened.partitions))
+}
+
+/// What an answer says of its batch.
+///
+/// # Errors
+/// What ends the producer, or [`reason::PROTOCOL`], which ends the connection.
+fn verdict_of(ack: v1::ProduceStreamAck, partition: PartitionIndex) -> Result<Verdict, ClientError> {
+    if let Some(error) = ack.error {
+        return verdict_of_error(error.into());
+    }
+    let mut appends = ack.response.map(|response| response.appends).unwrap_or_default();
+    let (Some(append), true) = (appends.pop(), appends.is_empty()) else {
+        return Err(ClientError::protocol("an answer to one batch does not tell of one batch"));
+    };
+    if let Some(error) = append.error {
+        return verdict_of_error(error.into());
+    }
+    if append.partition != partition.0 {
+        return Err(ClientError::protocol("an answer tells of another partition"));
+    }
+    let base = append.base_offset.map(Offset::new).transpose();
+    let base = base.map_err(|error| {
+        ClientError::protocol(format!("the server gave an offset that is not one: {error}"))
+    })?;
+    if base.is_none() && !append.duplicate {
+        return Err(ClientError::protocol("an answer to a new batch has no offset"));
+    }
+    let append_time = Timestamp(append.append_time_ms);
+    Ok(Verdict::Stored { base, append_time, duplicate: append.duplicate })
+}
+
+fn verdict_of_error(error: ClientError) -> Result<Verdict, ClientError> {
+    match error.reason.as_str() {
+        reason::SEQUENCE_GAP | reason::UNKNOWN_PRODUCER | reason::PRODUCER_NOT_FOUND => {
+            Ok(Verdict::OutOfOrder(error))
+        }
+        // Somebody else writes under this id, or this producer and the server disagree on what it wrote.
+        reason::PRODUCER_FENCED
+        | reason::NUMBERING_MIXED
+        | reason::NUMBER_REUSED
+        | reason::NUMBER_TOO_OLD => Err(error),
+        reason::BACKPRESSURE
+        | reason::LIMIT_REACHED
+        | reason::TOO_MANY_PRODUCERS
+        | reason::DISK_FULL
+        | reason::PARTITION_POISONED
+        | reason::PARTITION_UNAVAILABLE
+        | reason::SHUTTING_DOWN
+        | reason::APPEND_UNDONE => Ok(Verdict::Refused(error)),
+        _ => match error.code {
+            Code::InvalidArgument
+            | Code::NotFound
+            | Code::OutOfRange
+            | Code::FailedPrecondition
+            | Code::AlreadyExists
+            | Code::PermissionDenied
+            | Code::Unauthenticated
+            | Code::Unimplemented => Ok(Verdict::Rejected(error)),
+            Code::ResourceExhausted => Ok(Verdict::Refused(error)),
+            _ => Ok(Verdict::Unknown(error)),
+        },
+    }
+}
