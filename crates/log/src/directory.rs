@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::{
     error::FileError,
     files,
-    frame::{i64_at, u32_at},
+    frame::u32_at,
 };
 
 const META_MAGIC: [u8; 8] = *b"RIMSTDIR";
@@ -280,14 +280,14 @@ fn decode_meta(path: &Path, bytes: &[u8]) -> Result<Uuid, DirectoryError> {
     if bytes.len() < 10 || bytes[..8] != META_MAGIC {
         return Err(unusable("it is not the mark of a Rimstone data directory"));
     }
+    // The check is at the same place in every version, so that a flipped bit is not taken for the future.
+    if bytes.len() < 40 || u32_at(bytes, 36) != crc32fast::hash(&bytes[..36]) {
+        return Err(unusable("it is damaged: its check is wrong"));
+    }
     let version = u16::from_be_bytes([bytes[8], bytes[9]]);
     if version > DIRECTORY_VERSION {
         return Err(DirectoryError::Newer { path: path.display().to_string(), found: version });
     }
-    if bytes.len() != 40 || u32_at(bytes, 36) != crc32fast::hash(&bytes[..36]) {
-        return Err(unusable("it is damaged: its check is wrong"));
-    }
-    let _created = i64_at(bytes, 28);
     let mut id = [0; 16];
     id.copy_from_slice(&bytes[12..28]);
     Ok(Uuid::from_bytes(id))

@@ -159,13 +159,13 @@ impl SegmentHeader {
         }
         let expected = crc32fast::hash(&bytes[..68]);
         let found = u32_at(bytes, 68);
-        let version = u16::from_be_bytes([bytes[8], bytes[9]]);
-        // The version is looked at first: a later format may put its check elsewhere.
-        if version > FORMAT_VERSION {
-            return Err(FrameError::Version { found: version });
-        }
+        // In every version of the format, so that a flipped bit is not taken for a version of the future.
         if found != expected {
             return Err(FrameError::Check { found, expected });
+        }
+        let version = u16::from_be_bytes([bytes[8], bytes[9]]);
+        if version > FORMAT_VERSION {
+            return Err(FrameError::Version { found: version });
         }
         let range_end = match u64_at(bytes, 48) {
             0 => None,

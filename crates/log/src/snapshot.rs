@@ -89,10 +89,14 @@ pub fn write_log_start(directory: &Path, start: Offset) -> Result<(), FileError>
     files::replace_file(&directory.join(files::LOG_START_FILE), &out, true)
 }
 
-/// The log start, if there is a readable one.
+/// The log start: 0 without the file, which is made before the log start first moves; `None` if the file is not
+/// readable.
+///
+/// # Errors
+/// [`FileError`].
 pub fn read_log_start(directory: &Path) -> Result<Option<Offset>, FileError> {
     let path = directory.join(files::LOG_START_FILE);
-    let Some(bytes) = files::read_small(&path, 64)? else { return Ok(None) };
+    let Some(bytes) = files::read_small(&path, 64)? else { return Ok(Some(Offset::ZERO)) };
     if bytes.len() == 20
         && bytes[..8] == LOG_START_MAGIC
         && u32_at(&bytes, 16) == crc32fast::hash(&bytes[..16])

@@ -1,0 +1,160 @@
+//! Rot below the attested end: named, confined, and never wrong bytes.
+
+use super::*;
+use crate::files;
+
+/// A log of several small segments, stopped uncleanly, with its records and its durable end.
+fn victim() -> (tempfile::TempDir, Vec<(Offset, Bytes)>, LogPosition) {
+    let directory = tempfile::tempdir().unwrap();
+    let mut log = Log::create(directory.path(), ID, config(700), Timestamp(0)).unwrap();
+    for n in 0..12 {
+        append(&mut log, &values(2, 40, n), n as i64);
+        sync(&mut log);
+    }
+    assert!(log.size().0 > 2);
+    let expected = read_all(&log, 1 << 20).0;
+    (directory, expected, log.durable_position())
+}
+
+fn copy(from: &Path) -> tempfile::TempDir {
+    let to = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, to.path().join(path.file_name().unwrap())).unwrap();
+    }
+    to
+}
+
+/// Reads after the damage: each record is the right one or inside a named range, and the log goes on behind it.
+fn judge(directory: &Path, expected: &[(Offset, Bytes)], witness: LogPosition, what: &str) -> Vec<(Offset, Offset)> {
+    let mut named = Vec::new();
+    for round in 0..2 {
+        let options = OpenOptions { clean: false, witness: Some(witness), now: Timestamp(1) };
+        let (mut log, _) = Log::open(directory, ID, config(700), options).unwrap_or_else(|e| panic!("{what}: {e}"));
+        assert!(log.durable_position().offset >= witness.offset, "{what}: offsets would be used again");
+        let (found, damage) = read_all(&log, 200);
+        for (at, value) in &found {
+            if let Some((_, wanted)) = expected.get(at.get() as usize) {
+                assert_eq!(value, wanted, "{what}: offset {at}");
+            }
+        }
+        for (at, _) in expected {
+            let there = found.iter().any(|(found, _)| found == at);
+            let lost = damage.iter().any(|(from, until)| from <= at && at < until);
+            assert!(there != lost, "{what}: offset {at} is served: {there}, named as lost: {lost}");
+        }
+        let base = append(&mut log, &values(1, 10, 1000 + round), 100);
+        sync(&mut log);
+        assert!(base >= witness.offset);
+        named = damage;
+    }
+    named
+}
+
+#[test]
+fn every_flipped_byte_is_noticed_and_costs_at_most_its_own_batch() {
+    let (directory, expected, witness) = victim();
+    let mut losses = 0;
+    for base in files::list_offsets(directory.path(), "log").unwrap() {
+        let length = std::fs::metadata(files::offset_path(directory.path(), base, "log")).unwrap().len();
+        // The last segment's bytes behind the durable end would be a torn tail; here all is durable.
+        for at in (0..length).step_by(3) {
+            let victim = copy(directory.path());
+            let path = files::offset_path(victim.path(), base, "log");
+            let mut content = std::fs::read(&path).unwrap();
+            content[at as usize] ^= 1 << (at % 8);
+            std::fs::write(&path, &content).unwrap();
+            let what = format!("segment {base}, byte {at}");
+            let damage = judge(victim.path(), &expected, witness, &what);
+            let lost: u64 = damage.iter().map(|(from, until)| until.since(*from)).sum();
+            let in_header = at < crate::frame::SEGMENT_HEADER_LENGTH as u64;
+            assert!(lost <= if in_header { 12 } else { 2 }, "{what}: {damage:?}");
+            losses += usize::from(lost > 0);
+        }
+    }
+    assert!(losses > 300, "only {losses} flips did anything");
+}
+
+#[test]
+fn truncated_missing_zeroed_and_exchanged_files_are_named() {
+    let (directory, expected, witness) = victim();
+    let bases = files::list_offsets(directory.path(), "log").unwrap();
+    for (number, base) in bases.iter().enumerate() {
+        let length = std::fs::metadata(files::offset_path(directory.path(), *base, "log")).unwrap().len();
+        for cut in (0..length).step_by(11) {
+            let victim = copy(directory.path());
+            let path = files::offset_path(victim.path(), *base, "log");
+            std::fs::File::options().write(true).open(&path).unwrap().set_len(cut).unwrap();
+            judge(victim.path(), &expected, witness, &format!("segment {base} cut to {cut}"));
+        }
+        let victim = copy(directory.path());
+        std::fs::remove_file(files::offset_path(victim.path(), *base, "log")).unwrap();
+        judge(victim.path(), &expected, witness, &format!("segment {base} removed"));
+
+        let victim = copy(directory.path());
+        std::fs::write(files::offset_path(victim.path(), *base, "log"), vec![0; length as usize]).unwrap();
+        judge(victim.path(), &expected, witness, &format!("segment {base} zeroed"));
+
+        let other = bases[(number + 1) % bases.len()];
+        let victim = copy(directory.path());
+        let (one, two) =
+            (files::offset_path(victim.path(), *base, "log"), files::offset_path(victim.path(), other, "log"));
+        let (first, second) = (std::fs::read(&one).unwrap(), std::fs::read(&two).unwrap());
+        std::fs::write(&one, second).unwrap();
+        std::fs::write(&two, first).unwrap();
+        judge(victim.path(), &expected, witness, &format!("segments {base} and {other} exchanged"));
+    }
+}
+
+#[test]
+fn indexes_and_snapshots_are_never_believed() {
+    let (directory, expected, witness) = victim();
+    let caches: Vec<_> = std::fs::read_dir(directory.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|suffix| suffix == "idx" || suffix == "producers"))
+        .collect();
+    assert!(caches.len() >= 4, "{caches:?}");
+    for cache in &caches {
+        let name = cache.file_name().unwrap();
+        let good = std::fs::read(cache).unwrap();
+        for at in 0..good.len() {
+            let victim = copy(directory.path());
+            let mut bad = good.clone();
+            bad[at] ^= 0x11;
+            std::fs::write(victim.path().join(name), &bad).unwrap();
+            assert_eq!(judge(victim.path(), &expected, witness, &format!("{name:?}, byte {at}")), []);
+        }
+        let victim = copy(directory.path());
+        std::fs::remove_file(victim.path().join(name)).unwrap();
+        assert_eq!(judge(victim.path(), &expected, witness, &format!("{name:?} removed")), []);
+    }
+}
+
+#[test]
+fn an_index_that_points_at_the_wrong_frame_misleads_nobody() {
+    let (directory, expected, witness) = victim();
+    let base = files::list_offsets(directory.path(), "log").unwrap()[0];
+    let (header, mut entries) = crate::inspect::index(directory.path(), base).unwrap().unwrap();
+    // Whole and well checked, and wrong: every entry claims the place of the last frame.
+    let last = entries.last().unwrap().position;
+    for entry in &mut entries {
+        entry.position = last;
+    }
+    let path = files::offset_path(directory.path(), base, "idx");
+    std::fs::write(path, crate::index::encode(header, &entries)).unwrap();
+    assert_eq!(judge(directory.path(), &expected, witness, "a wrong index"), []);
+}
+
+#[test]
+fn rot_while_the_log_is_open_is_named_when_it_is_read() {
+    let (directory, _, witness) = victim();
+    let (log, _) = open(directory.path(), 700, Some(witness), false);
+    let path = files::offset_path(directory.path(), offset(0), "log");
+    let mut content = std::fs::read(&path).unwrap();
+    content[200] ^= 1;
+    std::fs::write(&path, &content).unwrap();
+    let (found, damage) = read_all(&log, 200);
+    assert_eq!(damage.len(), 1);
+    assert_eq!(found.len(), 24 - damage[0].1.since(damage[0].0) as usize);
+}
