@@ -6,14 +6,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use parking_lot::Mutex;
 use rimstone_types::{PartitionId, PartitionIndex, Timestamp, TopicId};
 use uuid::Uuid;
 
-use crate::{
-    error::FileError,
-    files,
-    frame::u32_at,
-};
+use crate::{error::FileError, files, frame::u32_at};
 
 const META_MAGIC: [u8; 8] = *b"RIMSTDIR";
 /// The version of the directory's layout that this build writes and reads.
@@ -65,8 +62,8 @@ pub enum DirectoryError {
 #[derive(Debug)]
 pub struct DataDirectory {
     path: PathBuf,
-    /// Held as long as the process has the directory.
-    _lock: File,
+    /// Held until the directory is released.
+    lock: Mutex<Option<File>>,
     server_id: Uuid,
     was_clean: bool,
 }
@@ -109,7 +106,7 @@ impl DataDirectory {
             files::remove_file(&clean_path)?;
             files::sync_directory(&path)?;
         }
-        let directory = Self { path, _lock: lock, server_id, was_clean };
+        let directory = Self { path, lock: Mutex::new(Some(lock)), server_id, was_clean };
         directory.empty_trash();
         Ok(directory)
     }
@@ -135,6 +132,11 @@ impl DataDirectory {
     /// [`FileError`]; the next start recovers then.
     pub fn mark_clean(&self) -> Result<(), FileError> {
         files::replace_file(&self.path.join(CLEAN_FILE), &encode_clean(self.server_id), true)
+    }
+
+    /// Lets another server have the directory. Nobody may write in it through this one afterwards.
+    pub fn release(&self) {
+        *self.lock.lock() = None;
     }
 
     /// Where a partition lies.

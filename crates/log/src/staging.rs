@@ -50,6 +50,8 @@ pub(crate) struct Step {
     pub(crate) segment: Arc<Segment>,
     /// The file is made, and its header written.
     pub(crate) create: bool,
+    /// The file was made, so that undoing removes it; what stood in its place before is not ours to remove.
+    created: bool,
     /// Where the file ends before.
     pub(crate) position: u64,
     chunks: Vec<Bytes>,
@@ -73,6 +75,7 @@ impl Step {
         Self {
             segment: Arc::clone(&head.segment),
             create,
+            created: false,
             position,
             chunks: Vec::new(),
             tail,
@@ -132,6 +135,7 @@ impl Step {
                 .create_new(true)
                 .open(path)
                 .map_err(|error| FileError::new("create", path, error))?;
+            self.created = true;
             self.segment.set_writer(Arc::new(file));
         }
         let file = self.segment.writer()?;
@@ -143,7 +147,7 @@ impl Step {
         let path = self.segment.path();
         if self.create {
             self.segment.release_writer();
-            return files::remove_file(path);
+            return if self.created { files::remove_file(path) } else { Ok(()) };
         }
         let file = self.segment.writer()?;
         file.set_len(self.position).map_err(|error| FileError::new("truncate", path, error))

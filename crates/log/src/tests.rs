@@ -15,10 +15,13 @@ use std::{
 
 use bytes::Bytes;
 use rimstone_record::{Batch, BatchBuilder, Compression, NewRecord, ProducerStamp};
-use rimstone_types::{Numbering, Offset, PartitionId, PartitionIndex, ProducerEpoch, ProducerId, Timestamp, TopicId};
+use rimstone_types::{
+    Numbering, Offset, PartitionId, PartitionIndex, ProducerEpoch, ProducerId, Timestamp, TopicId,
+};
 
 use crate::{
-    Access, Log, LogConfig, LogPosition, LogReadError, Offered, OpenOptions, OpenReport, ReadRange, SaltSource,
+    Access, Log, LogConfig, LogPosition, LogReadError, Offered, OpenOptions, OpenReport, ReadRange,
+    SaltSource,
     producers::{self, Claim},
 };
 
@@ -102,13 +105,23 @@ pub(crate) fn append(log: &mut Log, values: &[Bytes], time: i64) -> Offset {
     }
 }
 
-pub(crate) fn open(path: &Path, segment_bytes: u64, witness: Option<LogPosition>, clean: bool) -> (Log, OpenReport) {
+pub(crate) fn open(
+    path: &Path,
+    segment_bytes: u64,
+    witness: Option<LogPosition>,
+    clean: bool,
+) -> (Log, OpenReport) {
     let options = OpenOptions { clean, witness, now: Timestamp(1) };
     Log::open(path, ID, config(segment_bytes), options).unwrap()
 }
 
+/// Offsets and values of records.
+pub(crate) type Records = Vec<(Offset, Bytes)>;
+/// Ranges of offsets that were named as damaged.
+pub(crate) type Damage = Vec<(Offset, Offset)>;
+
 /// Everything readable from log start to the durable end, with the damage that was met on the way.
-pub(crate) fn read_all(log: &Log, bytes: usize) -> (Vec<(Offset, Bytes)>, Vec<(Offset, Offset)>) {
+pub(crate) fn read_all(log: &Log, bytes: usize) -> (Records, Damage) {
     let reader = log.reader();
     let ends = reader.ends();
     let (mut from, mut records, mut damage) = (ends.start, Vec::new(), Vec::new());

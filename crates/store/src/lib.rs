@@ -1,1 +1,33 @@
-//! The seam between the broker and where the bytes are.
+//! The seam between the broker and where the bytes are. Above it nobody knows of segments, maps, sync
+//! policy, indexes, the witness or recovery; below it nobody knows of topics' names, clients or protocols.
+//! This is the only room where synchronous code meets asynchronous code.
+//!
+//! Not here: which partition a record goes to, who may write, how long a fetch waits (`rimstone-broker`).
+
+#![forbid(unsafe_code)]
+
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
+mod convert;
+mod flush;
+mod local;
+mod memory;
+mod partition;
+mod storage;
+mod sync;
+mod ticket;
+mod waiters;
+
+pub use local::{LocalOpenError, LocalOptions, LocalStorage, StoreClock};
+pub use memory::MemoryStorage;
+pub use partition::{
+    AckLevel, Append, Appended, Backpressure, Batches, LogEnds, Maintained, OffsetAt, PartitionStore,
+    ProducerView, ReadBatch, ReadError, ReadLimit, StoreInfo, StoreState, Visibility, WRITTEN_SYNC_INTERVAL,
+    Waiter,
+};
+pub use storage::{
+    CleanupPolicy, Health, OpenError, OpenMode, PartitionConfig, Storage, StoreError, StoreStatistics,
+    SyncMethod, TimestampType,
+};
+pub use sync::SyncPreference;
+pub use ticket::{AppendError, AppendTicket, FenceEpoch, TicketSender};

@@ -26,11 +26,17 @@ fn copy(from: &Path) -> tempfile::TempDir {
 }
 
 /// Reads after the damage: each record is the right one or inside a named range, and the log goes on behind it.
-fn judge(directory: &Path, expected: &[(Offset, Bytes)], witness: LogPosition, what: &str) -> Vec<(Offset, Offset)> {
+fn judge(
+    directory: &Path,
+    expected: &[(Offset, Bytes)],
+    witness: LogPosition,
+    what: &str,
+) -> Vec<(Offset, Offset)> {
     let mut named = Vec::new();
     for round in 0..2 {
         let options = OpenOptions { clean: false, witness: Some(witness), now: Timestamp(1) };
-        let (mut log, _) = Log::open(directory, ID, config(700), options).unwrap_or_else(|e| panic!("{what}: {e}"));
+        let (mut log, _) =
+            Log::open(directory, ID, config(700), options).unwrap_or_else(|e| panic!("{what}: {e}"));
         assert!(log.durable_position().offset >= witness.offset, "{what}: offsets would be used again");
         let (found, damage) = read_all(&log, 200);
         for (at, value) in &found {
@@ -97,8 +103,10 @@ fn truncated_missing_zeroed_and_exchanged_files_are_named() {
 
         let other = bases[(number + 1) % bases.len()];
         let victim = copy(directory.path());
-        let (one, two) =
-            (files::offset_path(victim.path(), *base, "log"), files::offset_path(victim.path(), other, "log"));
+        let (one, two) = (
+            files::offset_path(victim.path(), *base, "log"),
+            files::offset_path(victim.path(), other, "log"),
+        );
         let (first, second) = (std::fs::read(&one).unwrap(), std::fs::read(&two).unwrap());
         std::fs::write(&one, second).unwrap();
         std::fs::write(&two, first).unwrap();

@@ -7,15 +7,29 @@ use crate::files;
 
 #[derive(Debug, Clone)]
 enum Operation {
-    Append { records: usize, size: usize },
-    Produce { producer: u64, records: usize },
-    Repeat { producer: u64 },
+    Append {
+        records: usize,
+        size: usize,
+    },
+    Produce {
+        producer: u64,
+        records: usize,
+    },
+    Repeat {
+        producer: u64,
+    },
     Write,
     Sync,
-    Trim { share: u8 },
+    Trim {
+        share: u8,
+    },
     CleanReopen,
     /// What lies beyond the durable end is cut at a share of its length, and the rest is spoiled or not.
-    Crash { kept: u8, spoil: bool, witnessed: bool },
+    Crash {
+        kept: u8,
+        spoil: bool,
+        witnessed: bool,
+    },
 }
 
 fn operation() -> impl Strategy<Value = Operation> {
@@ -79,7 +93,8 @@ impl World {
             Operation::Repeat { producer } => {
                 let last = self.producers.get(&producer).and_then(|known| known.last.clone());
                 if let Some((batch, claim, first)) = last {
-                    let offered = self.log().offer(&batch, Some(&claim), None, Timestamp(serial as i64)).unwrap();
+                    let offered =
+                        self.log().offer(&batch, Some(&claim), None, Timestamp(serial as i64)).unwrap();
                     assert!(
                         matches!(offered, Offered::Duplicate { offsets: Some((base, _)), .. } if base == first),
                         "{offered:?} instead of a duplicate of {first}"

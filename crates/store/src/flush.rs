@@ -1,0 +1,257 @@
+//! Group commit: one thread per data directory takes everything staged since the last round, writes each
+//! partition's gathered frames, makes them durable with one sync for all, and resolves all tickets. While one
+//! sync runs the next group gathers, so that nobody waits on a timer and everybody shares the cost.
+//!
+//! Only this thread writes segments, publishes ends and resolves tickets of appends.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use parking_lot::{Condvar, Mutex};
+use rimstone_log::LogPosition;
+use rimstone_types::PartitionId;
+
+use crate::{
+    local::{Counters, LocalPartition, Shared},
+    partition::WRITTEN_SYNC_INTERVAL,
+    sync::Dirty,
+};
+
+/// How long an idle store waits until it makes the witness of the last group durable by itself.
+const WITNESS_IDLE: Duration = Duration::from_millis(100);
+/// Segment files kept open for writing. More would be given back and opened again in turn.
+const OPEN_WRITERS_MAX: usize = 512;
+
+/// Partitions that have something for the flusher.
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    inner: Mutex<Waiting>,
+    arrived: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    partitions: Vec<Arc<LocalPartition>>,
+    /// Durable ends that recovery found, for the witness.
+    ends: Vec<(PartitionId, LogPosition)>,
+    stop: bool,
+}
+
+impl Queue {
+    /// Adds a partition once, however often it is asked for before it is taken.
+    pub(crate) fn push(&self, partition: &Arc<LocalPartition>) {
+        if partition.queued.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        self.inner.lock().partitions.push(Arc::clone(partition));
+        self.arrived.notify_one();
+    }
+
+    /// Hands a durable end to the witness.
+    pub(crate) fn witness(&self, id: PartitionId, end: LogPosition) {
+        self.inner.lock().ends.push((id, end));
+        self.arrived.notify_one();
+    }
+
+    /// The thread ends after one more round.
+    pub(crate) fn stop(&self) {
+        self.inner.lock().stop = true;
+        self.arrived.notify_one();
+    }
+}
+
+/// A partition with bytes that are written and not known to be durable.
+struct Undurable {
+    partition: Arc<LocalPartition>,
+    dirty: Dirty,
+}
+
+/// The flush thread's own state.
+struct Flusher {
+    shared: Arc<Shared>,
+    undurable: HashMap<PartitionId, Undurable>,
+    /// When the oldest bytes of a `written` topic that wait for a sync were written.
+    oldest_written: Option<Instant>,
+    /// Ends that a completed sync covers, to be written to the witness with the next group.
+    ends: HashMap<PartitionId, LogPosition>,
+    ends_since: Option<Instant>,
+    /// Partitions whose segment file is open for writing, longest unused first.
+    writers: Vec<Arc<LocalPartition>>,
+}
+
+/// Starts the thread.
+pub(crate) fn start(shared: Arc<Shared>) -> std::io::Result<thread::JoinHandle<()>> {
+    thread::Builder::new().name("flush".to_owned()).spawn(move || {
+        let mut flusher = Flusher {
+            shared,
+            undurable: HashMap::new(),
+            oldest_written: None,
+            ends: HashMap::new(),
+            ends_since: None,
+            writers: Vec::new(),
+        };
+        while flusher.round() {}
+    })
+}
+
+impl Flusher {
+    /// One round. `false`: the thread is to end.
+    fn round(&mut self) -> bool {
+        let (partitions, stop) = self.wait();
+        let mut sync_now = false;
+        for partition in partitions {
+            sync_now |= self.write(partition);
+        }
+        let written_is_due =
+            self.oldest_written.is_some_and(|since| since.elapsed() >= WRITTEN_SYNC_INTERVAL);
+        if sync_now || written_is_due || (stop && !self.undurable.is_empty()) {
+            self.sync();
+        } else if stop || self.ends_since.is_some_and(|since| since.elapsed() >= WITNESS_IDLE) {
+            self.sync_witness();
+        }
+        self.give_back_writers();
+        !stop
+    }
+
+    fn wait(&mut self) -> (Vec<Arc<LocalPartition>>, bool) {
+        let deadline = [
+            self.ends_since.map(|since| since + WITNESS_IDLE),
+            self.oldest_written.map(|since| since + WRITTEN_SYNC_INTERVAL),
+        ]
+        .into_iter()
+        .flatten()
+        .min();
+        let queue = &self.shared.queue;
+        let mut waiting = queue.inner.lock();
+        while waiting.partitions.is_empty() && waiting.ends.is_empty() && !waiting.stop {
+            match deadline {
+                None => queue.arrived.wait(&mut waiting),
+                Some(deadline) => {
+                    if queue.arrived.wait_until(&mut waiting, deadline).timed_out() {
+                        break;
+                    }
+                }
+            }
+        }
+        for (id, end) in waiting.ends.drain(..) {
+            self.ends.insert(id, end);
+            self.ends_since.get_or_insert_with(Instant::now);
+        }
+        (std::mem::take(&mut waiting.partitions), waiting.stop)
+    }
+
+    /// Writes what one partition has staged. `true`: somebody waits for it to be durable.
+    fn write(&mut self, partition: Arc<LocalPartition>) -> bool {
+        // Before the plan is taken: what is staged from here on queues the partition again.
+        partition.queued.store(false, Ordering::Release);
+        let Some(taken) = partition.take() else { return false };
+        let mut dirty = Dirty::default();
+        if let Some(mut plan) = taken.plan {
+            let result = plan.execute();
+            dirty.files = plan.files();
+            if plan.creates() {
+                dirty.directories.push(partition.directory.clone());
+            }
+            let bytes = plan.bytes();
+            if let Err(failure) = result {
+                Counters::add(&self.shared.counters.write_failures, 1);
+                partition.write_failed(plan, &failure);
+                return false;
+            }
+            Counters::add(&self.shared.counters.written_bytes, bytes);
+            let after = partition.written(plan);
+            if let Err(error) = after.execute() {
+                partition.poison(&format!("a producer snapshot could not be made durable: {error}"));
+                return false;
+            }
+            self.writers.retain(|known| !Arc::ptr_eq(known, &partition));
+            self.writers.push(Arc::clone(&partition));
+        }
+        let undurable = self
+            .undurable
+            .entry(partition.id)
+            .or_insert_with(|| Undurable { partition: Arc::clone(&partition), dirty: Dirty::default() });
+        // A topic that was deleted and made again has another identity, so the partition is the same one.
+        undurable.dirty.files.append(&mut dirty.files);
+        undurable.dirty.directories.append(&mut dirty.directories);
+        if !taken.wants_sync {
+            self.oldest_written.get_or_insert_with(Instant::now);
+        }
+        taken.wants_sync
+    }
+
+    /// One sync for all partitions with undurable bytes. What was written before it began is durable after it.
+    fn sync(&mut self) {
+        let group: Vec<Undurable> = std::mem::take(&mut self.undurable).into_values().collect();
+        self.oldest_written = None;
+        let points: Vec<LogPosition> =
+            group.iter().map(|member| member.partition.written_position()).collect();
+        self.record_ends();
+        let mut dirty = Dirty::default();
+        for member in &group {
+            dirty.files.extend(member.dirty.files.iter().cloned());
+            dirty.directories.extend(member.dirty.directories.iter().cloned());
+        }
+        let began = Instant::now();
+        let result = {
+            let witness = self.shared.witness.lock();
+            self.shared.syncer.sync(&dirty, Some(witness.file()))
+        };
+        let counters = &self.shared.counters;
+        Counters::add(&counters.groups, 1);
+        Counters::add(&counters.group_partitions, group.len() as u64);
+        match result {
+            Ok(()) => {
+                counters.synced(began.elapsed());
+                for (member, point) in group.iter().zip(points) {
+                    member.partition.synced(point);
+                    self.ends.insert(member.partition.id, point);
+                }
+                self.ends_since = Some(Instant::now());
+            }
+            Err(reason) => {
+                Counters::add(&counters.sync_failures, 1);
+                // What was staged while the sync ran has not been written; it is on the same device and follows
+                // what is in doubt, so it goes too, on every partition that has anything undurable.
+                self.shared.device_failed(&reason);
+            }
+        }
+    }
+
+    /// Writes the last groups' ends to the witness, into the page cache: the next sync covers them.
+    fn record_ends(&mut self) {
+        self.ends_since = None;
+        let mut witness = self.shared.witness.lock();
+        for (id, end) in self.ends.drain() {
+            if !self.shared.is_open(id) {
+                continue;
+            }
+            if let Err(error) = witness.record(id, end) {
+                tracing::warn!(%error, "the witness was not written; recovery will read more");
+                return;
+            }
+        }
+    }
+
+    /// Nothing was appended for a while: the witness of the last group becomes durable by itself.
+    fn sync_witness(&mut self) {
+        if self.ends.is_empty() {
+            return;
+        }
+        self.record_ends();
+        if let Err(error) = self.shared.witness.lock().sync() {
+            tracing::warn!(%error, "the witness was not synced; recovery will read more");
+        }
+    }
+
+    fn give_back_writers(&mut self) {
+        while self.writers.len() > OPEN_WRITERS_MAX {
+            let partition = self.writers.remove(0);
+            partition.release_writer();
+        }
+    }
+}

@@ -1,0 +1,418 @@
+//! The store on local disk.
+//!
+//! Not here: the bytes and their recovery (`rimstone-log`), the thread that writes (`flush`).
+
+mod counters;
+mod disk;
+mod partition;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+};
+
+use futures::future::BoxFuture;
+use parking_lot::{Mutex, RwLock};
+use rimstone_log::{
+    DataDirectory, DirectoryError, FileError, Log, LogConfig, LogPosition, OpenLogError, OpenOptions,
+    SaltSource, WITNESS_FILE, Witness, producers,
+};
+use rimstone_types::{ByteCount, PartitionId, ProducerEpoch, ProducerId, Timestamp, TopicId};
+use uuid::Uuid;
+
+use self::disk::DiskGuard;
+pub(crate) use self::{counters::Counters, partition::LocalPartition};
+use crate::{
+    flush,
+    partition::PartitionStore,
+    storage::{
+        CleanupPolicy, Health, OpenError, OpenMode, PartitionConfig, Storage, StoreError, StoreStatistics,
+        SyncMethod, TimestampType,
+    },
+    sync::{SyncPreference, Syncer},
+};
+
+/// Where the store gets the time.
+#[derive(Clone)]
+pub struct StoreClock(pub Arc<dyn Fn() -> Timestamp + Send + Sync>);
+
+impl std::fmt::Debug for StoreClock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("StoreClock")
+    }
+}
+
+/// How a local store is opened.
+#[derive(Debug, Clone)]
+pub struct LocalOptions {
+    /// The data directory; made if it is not there.
+    pub directory: PathBuf,
+    /// Appends are refused while less than this is free on the device.
+    pub disk_reserve: ByteCount,
+    /// How appends become durable.
+    pub sync: SyncPreference,
+    /// Producers remembered per partition, and for how long.
+    pub producers: producers::Limits,
+    /// The clock.
+    pub clock: StoreClock,
+}
+
+/// Why a local store could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum LocalOpenError {
+    /// The data directory cannot be used.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// An operation on a file failed.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The system refused something else.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// What all partitions share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) directory: DataDirectory,
+    pub(crate) queue: flush::Queue,
+    pub(crate) witness: Mutex<Witness>,
+    pub(crate) syncer: Syncer,
+    pub(crate) counters: Counters,
+    pub(crate) guard: DiskGuard,
+    fences: RwLock<HashMap<ProducerId, Option<ProducerEpoch>>>,
+    partitions: RwLock<HashMap<PartitionId, Arc<LocalPartition>>>,
+    first_failure: Mutex<Option<String>>,
+    pub(crate) closing: AtomicBool,
+    clock: StoreClock,
+    producers: producers::Limits,
+    /// Durable ends as the last run's witness has them.
+    witnessed: HashMap<PartitionId, LogPosition>,
+}
+
+impl Shared {
+    pub(crate) fn is_open(&self, id: PartitionId) -> bool {
+        self.partitions.read().contains_key(&id)
+    }
+
+    /// The epoch that fences a producer: `None` if nothing does, `Some(None)` if all of its epochs are fenced.
+    pub(crate) fn fence(&self, producer: ProducerId) -> Option<Option<ProducerEpoch>> {
+        self.fences.read().get(&producer).copied()
+    }
+
+    /// A sync failed: every partition on the device that has bytes not yet durable is poisoned, what was
+    /// gathered meanwhile included. The sync is never tried again.
+    pub(crate) fn device_failed(&self, reason: &str) {
+        tracing::error!(
+            reason,
+            "a sync failed; partitions with undurable bytes refuse writes until the server is started again"
+        );
+        self.first_failure.lock().get_or_insert_with(|| reason.to_owned());
+        for partition in self.partitions.read().values() {
+            partition.poison_if_undurable(reason);
+        }
+    }
+
+    pub(crate) fn note_failure(&self, reason: &str) {
+        self.first_failure.lock().get_or_insert_with(|| reason.to_owned());
+    }
+
+    fn log_config(&self, config: &PartitionConfig) -> LogConfig {
+        LogConfig {
+            segment_bytes: config.segment_bytes.get(),
+            segment_age: config.segment_age,
+            index_interval_bytes: config.index_interval.get(),
+            retention_age: config.retention_age,
+            retention_bytes: config.retention_bytes.map(ByteCount::get),
+            retention: config.cleanup != CleanupPolicy::Compact,
+            append_time_stamps: config.timestamp_type == TimestampType::AppendTime,
+            producers: self.producers.clone(),
+            salts: SaltSource(Arc::new(random_salt)),
+        }
+    }
+}
+
+/// Thirty-two random bits: four bytes of a version 4 UUID that hold nothing but randomness.
+fn random_salt() -> u32 {
+    let bytes = Uuid::new_v4().into_bytes();
+    u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+}
+
+/// The store on local disk: partitions in one data directory that share one flusher.
+#[derive(Debug)]
+pub struct LocalStorage {
+    shared: Arc<Shared>,
+    flusher: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl LocalStorage {
+    /// Opens a data directory, or makes it. Blocks on the disk; partitions are opened later, one by one.
+    ///
+    /// # Errors
+    /// [`LocalOpenError`]; a directory that cannot be used is left as it is.
+    pub fn open(options: LocalOptions) -> Result<Arc<Self>, LocalOpenError> {
+        let system = |what| move |source| LocalOpenError::System { what, source };
+        std::fs::create_dir_all(&options.directory)
+            .map_err(|source| LocalOpenError::System { what: "make the data directory", source })?;
+        // The descriptor that sees write-back errors is opened before the first write.
+        let syncer =
+            Syncer::detect(&options.directory, options.sync).map_err(system("look at the device"))?;
+        let directory = DataDirectory::open(&options.directory, Uuid::new_v4(), (options.clock.0)())?;
+        let (witness, witnessed) = Witness::open(&directory.path().join(WITNESS_FILE))?;
+        let guard =
+            DiskGuard::new(directory.path(), options.disk_reserve).map_err(system("look at the device"))?;
+        let shared = Arc::new(Shared {
+            directory,
+            queue: flush::Queue::default(),
+            witness: Mutex::new(witness),
+            syncer,
+            counters: Counters::default(),
+            guard,
+            fences: RwLock::default(),
+            partitions: RwLock::default(),
+            first_failure: Mutex::default(),
+            closing: AtomicBool::new(false),
+            clock: options.clock,
+            producers: options.producers,
+            witnessed,
+        });
+        let flusher = flush::start(Arc::clone(&shared)).map_err(system("start the flush thread"))?;
+        Ok(Arc::new(Self { shared, flusher: Mutex::new(Some(flusher)) }))
+    }
+
+    /// The data directory, resolved.
+    pub fn directory(&self) -> &std::path::Path {
+        self.shared.directory.path()
+    }
+
+    /// The identity that was made with the data directory.
+    pub fn server_id(&self) -> Uuid {
+        self.shared.directory.server_id()
+    }
+
+    /// Whether the last run stopped cleanly.
+    pub fn was_clean(&self) -> bool {
+        self.shared.directory.was_clean()
+    }
+}
+
+fn open_partition(
+    shared: &Arc<Shared>,
+    id: PartitionId,
+    config: &PartitionConfig,
+    mode: OpenMode,
+) -> Result<Arc<LocalPartition>, OpenError> {
+    let log_config = shared.log_config(config);
+    let now = (shared.clock.0)();
+    let (log, path) = match mode {
+        OpenMode::CreateNew => {
+            let path = shared.directory.create_partition(id).map_err(|error| {
+                if error.source.kind() == std::io::ErrorKind::AlreadyExists {
+                    OpenError::Exists(id)
+                } else {
+                    store_error(error).into()
+                }
+            })?;
+            let log = Log::create(&path, id, log_config, now).map_err(store_error)?;
+            (log, path)
+        }
+        OpenMode::MustExist => {
+            let path = shared.directory.partition_path(id);
+            let options = OpenOptions {
+                clean: shared.directory.was_clean(),
+                witness: shared.witnessed.get(&id).copied(),
+                now,
+            };
+            let (log, report) = Log::open(&path, id, log_config, options).map_err(|error| match error {
+                OpenLogError::Missing(_) => OpenError::Missing(id),
+                OpenLogError::File(error) => store_error(error).into(),
+                other => OpenError::Unusable { id, reason: other.to_string() },
+            })?;
+            Counters::add(&shared.counters.torn_tail_bytes, report.torn_bytes);
+            Counters::add(&shared.counters.damaged_ranges, u64::from(report.damaged_ranges));
+            if !report.from_caches {
+                tracing::info!(
+                    partition = %id, end = %log.staged_end(), scanned_bytes = report.scanned_bytes,
+                    rewritten_bytes = report.rewritten_bytes, torn_bytes = report.torn_bytes, "recovered"
+                );
+            }
+            (log, path)
+        }
+    };
+    match shared.syncer.covers(&path) {
+        Ok(true) => {}
+        Ok(false) => {
+            let reason = format!("{} lies on another device, which syncfs does not cover", path.display());
+            return Err(OpenError::Unusable { id, reason });
+        }
+        Err(source) => {
+            return Err(store_error(FileError {
+                operation: "stat",
+                path: path.display().to_string(),
+                source,
+            })
+            .into());
+        }
+    }
+    if shared.witnessed.get(&id) != Some(&log.durable_position()) {
+        shared.queue.witness(id, log.durable_position());
+    }
+    Ok(LocalPartition::new(Arc::clone(shared), id, path, log, config.ack))
+}
+
+pub(crate) fn store_error(error: FileError) -> StoreError {
+    if error.is_full() {
+        return StoreError::Full { path: error.path };
+    }
+    StoreError::Io { operation: error.operation, path: error.path, reason: error.source.to_string() }
+}
+
+/// Runs blocking work away from the async threads.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(StoreError::ShuttingDown))
+}
+
+impl Storage for LocalStorage {
+    fn open(
+        &self,
+        id: PartitionId,
+        config: PartitionConfig,
+        mode: OpenMode,
+    ) -> BoxFuture<'_, Result<Arc<dyn PartitionStore>, OpenError>> {
+        let shared = Arc::clone(&self.shared);
+        Box::pin(async move {
+            if shared.closing.load(Ordering::Acquire) {
+                return Err(StoreError::ShuttingDown.into());
+            }
+            if let Some(open) = shared.partitions.read().get(&id) {
+                return match mode {
+                    OpenMode::CreateNew => Err(OpenError::Exists(id)),
+                    OpenMode::MustExist => Ok(Arc::new(Arc::clone(open)) as Arc<dyn PartitionStore>),
+                };
+            }
+            let opened = tokio::task::spawn_blocking(move || {
+                let partition = open_partition(&shared, id, &config, mode)?;
+                shared.partitions.write().insert(id, Arc::clone(&partition));
+                Ok::<_, OpenError>(partition)
+            });
+            let partition = opened.await.unwrap_or(Err(StoreError::ShuttingDown.into()))?;
+            Ok(Arc::new(partition) as Arc<dyn PartitionStore>)
+        })
+    }
+
+    fn list(&self) -> BoxFuture<'_, Result<Vec<PartitionId>, StoreError>> {
+        let shared = Arc::clone(&self.shared);
+        Box::pin(blocking(move || shared.directory.partitions().map_err(store_error)))
+    }
+
+    fn delete(&self, topic: TopicId) -> BoxFuture<'_, Result<(), StoreError>> {
+        let shared = Arc::clone(&self.shared);
+        Box::pin(blocking(move || {
+            let removed: Vec<_> = {
+                let mut partitions = shared.partitions.write();
+                let ids: Vec<_> = partitions.keys().filter(|id| id.topic == topic).copied().collect();
+                ids.into_iter().filter_map(|id| partitions.remove(&id)).collect()
+            };
+            for partition in &removed {
+                partition.shut("the topic was deleted");
+                shared.witness.lock().forget(partition.id);
+            }
+            shared.directory.delete_topic(topic).map_err(store_error)
+        }))
+    }
+
+    fn fence(&self, producer: ProducerId, epoch: Option<ProducerEpoch>) {
+        self.shared.fences.write().insert(producer, epoch);
+    }
+
+    fn health(&self) -> Health {
+        if let Some(reason) = &*self.shared.first_failure.lock() {
+            return Health::Poisoned { reason: reason.clone() };
+        }
+        match self.shared.guard.below_reserve() {
+            Some((free, reserve)) => Health::DiskReserveReached { free, reserve },
+            None => Health::Healthy,
+        }
+    }
+
+    fn statistics(&self) -> StoreStatistics {
+        self.shared.counters.snapshot()
+    }
+
+    fn sync_method(&self) -> SyncMethod {
+        self.shared.syncer.method().clone()
+    }
+
+    fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        let shared = Arc::clone(&self.shared);
+        let flusher = self.flusher.lock().take();
+        Box::pin(blocking(move || {
+            shared.closing.store(true, Ordering::Release);
+            shared.queue.stop();
+            if let Some(flusher) = flusher
+                && flusher.join().is_err()
+            {
+                shared.note_failure("the flush thread panicked");
+            }
+            let closed = close_files(&shared);
+            shared.directory.release();
+            closed
+        }))
+    }
+}
+
+impl Drop for LocalStorage {
+    /// Without `close` the directory is left as a crash would leave it; the thread must not outlive the store.
+    fn drop(&mut self) {
+        self.shared.closing.store(true, Ordering::Release);
+        self.shared.queue.stop();
+        if let Some(flusher) = self.flusher.lock().take() {
+            drop(flusher.join());
+        }
+        self.shared.directory.release();
+    }
+}
+
+/// After the last sync: caches, the witness, and, if all is well, the clean mark.
+fn close_files(shared: &Shared) -> Result<(), StoreError> {
+    let partitions: Vec<_> = shared.partitions.read().values().cloned().collect();
+    let mut clean = true;
+    for partition in &partitions {
+        clean &= partition.write_caches()?;
+        partition.shut("the store is closed");
+    }
+    let failed = shared.first_failure.lock().clone();
+    if !clean || failed.is_some() {
+        let reason =
+            failed.unwrap_or_else(|| "a partition has bytes that are not known to be durable".to_owned());
+        return Err(StoreError::Poisoned { reason });
+    }
+    let mut witness = shared.witness.lock();
+    for partition in &partitions {
+        witness.record(partition.id, partition.written_position()).map_err(store_error)?;
+    }
+    let dirty = crate::sync::Dirty::default();
+    shared.syncer.sync(&dirty, Some(witness.file())).map_err(|reason| StoreError::Poisoned { reason })?;
+    // The caches are believed only if the mark is there, and the mark is durable only after they are: where
+    // there is no sync for all, the mark's own directory sync does not cover them, so they are synced too.
+    if shared.syncer.method().name != "syncfs" {
+        for partition in &partitions {
+            partition.sync_caches()?;
+        }
+    }
+    shared.directory.mark_clean().map_err(store_error)
+}

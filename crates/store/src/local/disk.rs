@@ -1,0 +1,52 @@
+//! The disk reserve: appends stop before the disk is full, so that the server's own records, and what frees
+//! space, still find room.
+
+use std::{
+    fs::File,
+    os::fd::AsFd,
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
+
+use rimstone_types::ByteCount;
+
+/// How long a look at the free space counts.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Watches the free space of a device.
+#[derive(Debug)]
+pub(crate) struct DiskGuard {
+    directory: File,
+    reserve: ByteCount,
+    began: Instant,
+    /// Milliseconds since `began` at which the free space was last looked at, plus 1; 0: never.
+    looked_ms: AtomicU64,
+    free: AtomicU64,
+}
+
+impl DiskGuard {
+    pub(crate) fn new(path: &Path, reserve: ByteCount) -> std::io::Result<Self> {
+        Ok(Self {
+            directory: File::open(path)?,
+            reserve,
+            began: Instant::now(),
+            looked_ms: AtomicU64::new(0),
+            free: AtomicU64::new(u64::MAX),
+        })
+    }
+
+    /// The free bytes, if they are below the reserve.
+    pub(crate) fn below_reserve(&self) -> Option<(ByteCount, ByteCount)> {
+        let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1;
+        let looked = self.looked_ms.load(Ordering::Relaxed);
+        if looked == 0 || now - looked.min(now) >= LOOK_INTERVAL.as_millis() as u64 {
+            self.looked_ms.store(now, Ordering::Relaxed);
+            if let Ok(state) = rustix::fs::fstatvfs(self.directory.as_fd()) {
+                self.free.store(state.f_bavail.saturating_mul(state.f_frsize), Ordering::Relaxed);
+            }
+        }
+        let free = self.free.load(Ordering::Relaxed);
+        (free < self.reserve.get()).then_some((ByteCount(free), self.reserve))
+    }
+}

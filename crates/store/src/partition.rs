@@ -1,0 +1,313 @@
+//! One partition as the broker sees it.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::future::BoxFuture;
+use rimstone_record::Batch;
+pub use rimstone_types::LogEnds;
+use rimstone_types::{ByteCount, Numbering, Offset, ProducerEpoch, ProducerId, Timestamp};
+use tokio::sync::Notify;
+
+use crate::{
+    storage::{PartitionConfig, StoreError},
+    ticket::AppendTicket,
+};
+
+/// One partition. Deduplication of producers happens inside; segments, maps, sync policy, indexes, witness
+/// and recovery stay inside.
+pub trait PartitionStore: Send + Sync + std::fmt::Debug {
+    /// Fixes the order among this server's submits. Offsets, the verdict on duplicates and on `expected_end`
+    /// come with the ticket, which resolves once what it says is as durable as the topic asks, or fails as
+    /// *did not happen* or as *unknown*. Never blocks.
+    ///
+    /// # Errors
+    /// [`Backpressure`]: the batch was not taken, nothing of it is or will be stored.
+    fn submit(&self, append: Append) -> Result<AppendTicket, Backpressure>;
+
+    /// An atomic snapshot: `start <= stable <= durable <= written`.
+    fn ends(&self) -> LogEnds;
+
+    /// Calls the waiter whenever the visible end moves, and when the partition is closed or deleted.
+    /// Lasts until the waiter is dropped. One waiter can span many partitions.
+    fn subscribe(&self, waiter: &Waiter);
+
+    /// Reads whole batches from the one that holds `from`, up to the limit and the visible end; at least one
+    /// batch if there is one. Empty at the end. The first batch may begin before `from`.
+    fn read(&self, from: Offset, limit: ReadLimit) -> BoxFuture<'_, Result<Batches, ReadError>>;
+
+    /// The first record at or after a time, by the topic's time; `None` if there is none.
+    fn offset_for_time(&self, at: Timestamp) -> BoxFuture<'_, Result<Option<OffsetAt>, ReadError>>;
+
+    /// The first record with the highest time; `None` in an empty log.
+    fn offset_of_max_time(&self) -> BoxFuture<'_, Result<Option<OffsetAt>, ReadError>>;
+
+    /// How many records are really there from `from` up to, not including, `to`.
+    fn count(&self, from: Offset, to: Offset) -> BoxFuture<'_, Result<u64, ReadError>>;
+
+    /// The append time of the first record at or after an offset; `None` at the end.
+    fn append_time_at(&self, offset: Offset) -> BoxFuture<'_, Result<Option<Timestamp>, ReadError>>;
+
+    /// Moves log start forward (never back) and answers the log start once it is durable.
+    fn trim(&self, start: Offset) -> BoxFuture<'_, Result<Offset, StoreError>>;
+
+    /// Rolls and deletes what is due at `now`; expires producers.
+    fn maintain(&self, now: Timestamp) -> BoxFuture<'_, Result<Maintained, StoreError>>;
+
+    /// What is known of a producer here, once everything it is based on is durable.
+    fn producer(&self, id: ProducerId) -> BoxFuture<'_, Result<Option<ProducerView>, StoreError>>;
+
+    /// What is known of all producers here, at most `limit`, lowest id first.
+    fn producers(&self, limit: usize) -> Vec<ProducerView>;
+
+    /// Forgets a producer (its name was deleted).
+    fn forget_producer(&self, id: ProducerId) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// Settings changed.
+    fn configure(&self, config: PartitionConfig);
+
+    /// What it looks like inside, for `describe` and metrics.
+    fn info(&self) -> StoreInfo;
+
+    /// Makes everything durable and writes caches.
+    fn close(&self) -> BoxFuture<'_, Result<(), StoreError>>;
+}
+
+/// When an append is acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AckLevel {
+    /// A completed sync covers the batch.
+    #[default]
+    Durable,
+    /// The batch is in the page cache; a sync follows within a second.
+    Written,
+}
+
+/// What to append.
+#[derive(Debug, Clone)]
+pub struct Append {
+    /// A verified batch; its base offset is stamped by the store.
+    pub batch: Batch,
+    /// Append only if this is the partition's end.
+    pub expected_end: Option<Offset>,
+    /// For a batch numbered by request: the hash of its content ([`Batch::content_hash`]), by which a repeated
+    /// number is told from a reused one. Must be `Some` for those and is not looked at for others.
+    pub content_hash: Option<u64>,
+    /// The server's clock at arrival. The append time is this or the last append time, if that is later.
+    pub now: Timestamp,
+}
+
+/// What became of an append.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Appended {
+    /// The offsets of the first and the last record; `None` only for a duplicate older than the window.
+    pub offsets: Option<(Offset, Offset)>,
+    /// When the batch was taken.
+    pub append_time: Timestamp,
+    /// It had been stored before; nothing was appended now.
+    pub duplicate: bool,
+}
+
+/// Why a batch was not taken at all.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Backpressure {
+    /// Too many bytes of this partition wait for the flusher.
+    #[error("{waiting} wait to be written in this partition; the limit is {limit}")]
+    Staging {
+        /// Bytes that wait.
+        waiting: ByteCount,
+        /// The bound.
+        limit: ByteCount,
+    },
+    /// Free space is below the reserve.
+    #[error("{free} free on the data directory's device, the reserve is {reserve}")]
+    DiskReserve {
+        /// Free bytes.
+        free: ByteCount,
+        /// The reserve.
+        reserve: ByteCount,
+    },
+    /// The partition refuses writes until it is recovered.
+    #[error("the partition refuses writes: {reason}")]
+    Poisoned {
+        /// The first failure, in words.
+        reason: String,
+    },
+    /// The store is closed or closing, or the partition was deleted.
+    #[error("the partition is closed")]
+    Closed,
+}
+
+/// What a reader may see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Visibility {
+    /// Below the stable end.
+    #[default]
+    Stable,
+    /// Below the durable end (the written end, on a topic whose owner asked for `written`).
+    Durable,
+}
+
+/// How much to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReadLimit {
+    /// Whole batches up to about this many bytes, at least one.
+    pub bytes: ByteCount,
+    /// Stop before batches that begin at or after this offset.
+    pub until: Option<Offset>,
+    /// What is seen.
+    pub visibility: Visibility,
+}
+
+/// A batch as it is stored.
+#[derive(Debug, Clone)]
+pub struct ReadBatch {
+    /// The batch, its offsets stamped, verified.
+    pub batch: Batch,
+    /// When the server took it.
+    pub append_time: Timestamp,
+}
+
+/// The result of a read.
+#[derive(Debug, Clone)]
+pub struct Batches {
+    /// In order of offset.
+    pub batches: Vec<ReadBatch>,
+    /// Where to go on: behind the last batch, or, where nothing was found up to the visible end, that end.
+    pub next: Offset,
+    /// The ends, taken before the read.
+    pub ends: LogEnds,
+}
+
+impl Batches {
+    /// The bytes of all batches.
+    pub fn bytes(&self) -> u64 {
+        self.batches.iter().map(|read| read.batch.bytes().len() as u64).sum()
+    }
+}
+
+/// A record found by time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OffsetAt {
+    /// Its offset.
+    pub offset: Offset,
+    /// Its time, by the topic's time.
+    pub time: Timestamp,
+}
+
+/// What maintenance did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Maintained {
+    /// Segments rolled by age.
+    pub rolled: u32,
+    /// Segments deleted.
+    pub deleted: u32,
+    /// Bytes freed.
+    pub freed: ByteCount,
+    /// More is due; a bound on one pass held it back.
+    pub more: bool,
+}
+
+/// What is known of a producer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProducerView {
+    /// Who.
+    pub id: ProducerId,
+    /// The epoch of its last batch here.
+    pub epoch: ProducerEpoch,
+    /// What its numbers count.
+    pub numbering: Numbering,
+    /// The last sequence, or the last request number.
+    pub last: u32,
+    /// The offset of its last record, if known.
+    pub last_offset: Option<Offset>,
+    /// When its last batch was taken.
+    pub last_append: Timestamp,
+}
+
+/// What a partition looks like inside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreInfo {
+    /// The ends.
+    pub ends: LogEnds,
+    /// How many segments.
+    pub segments: u32,
+    /// Their bytes.
+    pub bytes: ByteCount,
+    /// Written or waiting to be written, and not known to be durable.
+    pub undurable_bytes: ByteCount,
+    /// Producers remembered.
+    pub producers: u32,
+    /// Whether it serves.
+    pub state: StoreState,
+}
+
+/// Whether a partition serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoreState {
+    /// Reads and writes.
+    Serving,
+    /// Reads only, until recovered.
+    Poisoned {
+        /// The first failure, in words.
+        reason: String,
+    },
+    /// Neither.
+    Closed,
+}
+
+/// Why a read failed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ReadError {
+    /// Outside the log.
+    #[error("offset {offset} is outside {start}..={end}")]
+    OutOfRange {
+        /// What was asked for.
+        offset: Offset,
+        /// Log start.
+        start: Offset,
+        /// The visible end.
+        end: Offset,
+    },
+    /// Acknowledged bytes are damaged.
+    #[error("offsets {from} to {until} are damaged: {reason}")]
+    DataLoss {
+        /// The first damaged offset.
+        from: Offset,
+        /// The first offset after the damage that can be read.
+        until: Offset,
+        /// What was found, with file and position.
+        reason: String,
+    },
+    /// The store could not read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Wakes one task when any of the partitions it was given to has moved.
+#[derive(Debug, Clone, Default)]
+pub struct Waiter(Arc<Notify>);
+
+impl Waiter {
+    /// A waiter that waits for nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Resolves once a partition has moved since the last call. Subscribe first, then read, then wait.
+    pub async fn wait(&self) {
+        self.0.notified().await;
+    }
+
+    /// Wakes the task, or lets its next wait return at once.
+    pub fn wake(&self) {
+        self.0.notify_one();
+    }
+
+    /// What a store keeps: wakes while the waiter lives.
+    pub fn downgrade(&self) -> std::sync::Weak<Notify> {
+        Arc::downgrade(&self.0)
+    }
+}
+
+/// The longest that a store may let written bytes wait for a sync on a topic with [`AckLevel::Written`].
+pub const WRITTEN_SYNC_INTERVAL: Duration = Duration::from_secs(1);

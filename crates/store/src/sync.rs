@@ -1,0 +1,178 @@
+//! The one sync: how appends become durable on this device, and why so.
+//!
+//! `syncfs` makes every partition durable in one call, and is used only where its promise was proven: Linux 5.17
+//! and later (earlier kernels lose write-back errors), on file systems of the allow-list. Elsewhere each file
+//! is synced by itself, and each directory in which a name appeared. See ADR 0002.
+
+use std::{
+    fs::File,
+    os::{fd::AsFd, unix::fs::MetadataExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use rimstone_log::{FileError, sync_directory};
+use rustix::fs::StatVfsMountFlags;
+
+use crate::storage::SyncMethod;
+
+/// The first kernel whose `syncfs` reports every write-back error, in (major, minor).
+const SYNCFS_KERNEL_MIN: (u32, u32) = (5, 17);
+/// File systems on which a fault test has proven `syncfs`: type as the mount table names it, and the magic
+/// number that `statfs` must agree with.
+const SYNCFS_FILE_SYSTEMS: [(&str, i64); 1] = [("ext4", 0xEF53)];
+
+/// Which way appends become durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SyncPreference {
+    /// `syncfs` where it is proven, `fdatasync` elsewhere.
+    #[default]
+    Auto,
+    /// `fdatasync` for each file, everywhere.
+    Fdatasync,
+}
+
+/// What a group has dirtied.
+#[derive(Debug, Default)]
+pub(crate) struct Dirty {
+    pub(crate) files: Vec<Arc<File>>,
+    pub(crate) directories: Vec<PathBuf>,
+}
+
+/// Makes things durable on one device.
+#[derive(Debug)]
+pub(crate) struct Syncer {
+    /// One private descriptor, opened before the first write, so that no error is reported to somebody else.
+    descriptor: File,
+    device: u64,
+    all_at_once: bool,
+    method: SyncMethod,
+}
+
+impl Syncer {
+    /// Decides for the device that `path` lies on.
+    pub(crate) fn detect(path: &Path, preference: SyncPreference) -> std::io::Result<Self> {
+        let descriptor = File::open(path)?;
+        let device = descriptor.metadata()?.dev();
+        let verdict = match preference {
+            SyncPreference::Fdatasync => Err("the settings ask for it".to_owned()),
+            SyncPreference::Auto => syncfs_is_proven(&descriptor, device),
+        };
+        let (all_at_once, method) = match verdict {
+            Ok(reason) => (true, SyncMethod { name: "syncfs", reason }),
+            Err(reason) => (false, SyncMethod { name: "fdatasync", reason }),
+        };
+        Ok(Self { descriptor, device, all_at_once, method })
+    }
+
+    pub(crate) fn method(&self) -> &SyncMethod {
+        &self.method
+    }
+
+    /// Whether a directory lies on the device that is synced. A file system mounted below the data directory
+    /// is not covered by `syncfs`.
+    pub(crate) fn covers(&self, directory: &Path) -> std::io::Result<bool> {
+        Ok(!self.all_at_once || std::fs::metadata(directory)?.dev() == self.device)
+    }
+
+    /// Makes durable everything that was written before the call. A failure is final: neither another call nor
+    /// another method proves anything afterwards, so nobody may try again.
+    pub(crate) fn sync(&self, dirty: &Dirty, witness: Option<&File>) -> Result<(), String> {
+        if self.all_at_once {
+            rustix::fs::syncfs(self.descriptor.as_fd()).map_err(|error| format!("syncfs: {error}"))?;
+            return self.check_writable();
+        }
+        for file in &dirty.files {
+            rustix::fs::fdatasync(file.as_fd()).map_err(|error| format!("fdatasync: {error}"))?;
+        }
+        for directory in &dirty.directories {
+            sync_directory(directory).map_err(|error: FileError| error.to_string())?;
+        }
+        if let Some(witness) = witness {
+            rustix::fs::fdatasync(witness.as_fd()).map_err(|error| format!("fdatasync: {error}"))?;
+        }
+        self.check_writable()
+    }
+
+    /// A file system that went read-only has given up on what it had not written; its success counts for nothing.
+    fn check_writable(&self) -> Result<(), String> {
+        match rustix::fs::fstatvfs(self.descriptor.as_fd()) {
+            Ok(state) if state.f_flag.contains(StatVfsMountFlags::RDONLY) => {
+                Err("the file system is read-only after the sync".to_owned())
+            }
+            Ok(_) => Ok(()),
+            Err(error) => Err(format!("statvfs after the sync: {error}")),
+        }
+    }
+}
+
+/// Why `syncfs` can be used, or why not.
+fn syncfs_is_proven(descriptor: &File, device: u64) -> Result<String, String> {
+    if !cfg!(target_os = "linux") {
+        return Err("not Linux".to_owned());
+    }
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let (major, minor) = SYNCFS_KERNEL_MIN;
+    if kernel_version(&release).is_none_or(|version| version < SYNCFS_KERNEL_MIN) {
+        return Err(format!(
+            "syncfs reports every error only from Linux {major}.{minor} on; this is {release}"
+        ));
+    }
+    let magic = rustix::fs::fstatfs(descriptor.as_fd()).map_err(|error| format!("statfs: {error}"))?.f_type;
+    let table = std::fs::read_to_string("/proc/self/mountinfo")
+        .map_err(|error| format!("the mount table: {error}"))?;
+    let kind = mounted_type(&table, device).ok_or("the mount table does not name the device")?;
+    if SYNCFS_FILE_SYSTEMS.iter().any(|(name, number)| *name == kind && *number == magic as i64) {
+        Ok(format!("one sync for all partitions, proven on {kind}; Linux {release}"))
+    } else {
+        Err(format!(
+            "syncfs is not proven on {kind}; proven: {}",
+            SYNCFS_FILE_SYSTEMS.map(|(name, _)| name).join(", ")
+        ))
+    }
+}
+
+fn kernel_version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// The type of the file system on a device, from a mount table in the form of `/proc/self/mountinfo`.
+fn mounted_type(table: &str, device: u64) -> Option<String> {
+    let wanted = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
+    table.lines().find_map(|line| {
+        let (before, after) = line.split_once(" - ")?;
+        (before.split(' ').nth(2)? == wanted).then(|| after.split(' ').next().map(str::to_owned))?
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_are_compared_by_number() {
+        assert_eq!(kernel_version("6.18.44-fc"), Some((6, 18)));
+        assert_eq!(kernel_version("5.4"), Some((5, 4)));
+        assert!(kernel_version("5.16.0").unwrap() < SYNCFS_KERNEL_MIN);
+        assert_eq!(kernel_version("linux"), None);
+    }
+
+    #[test]
+    fn the_mount_table_tells_the_type() {
+        let table = "22 27 0:21 / /proc rw,relatime - proc proc rw\n\
+                     30 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw\n\
+                     31 30 0:40 / /mnt rw - overlay overlay rw,lowerdir=/a";
+        let device = rustix::fs::makedev(254, 0);
+        assert_eq!(mounted_type(table, device).as_deref(), Some("ext4"));
+        assert_eq!(mounted_type(table, rustix::fs::makedev(0, 40)).as_deref(), Some("overlay"));
+        assert_eq!(mounted_type(table, rustix::fs::makedev(9, 9)), None);
+    }
+
+    #[test]
+    fn memory_file_systems_are_not_on_the_list() {
+        let syncer = Syncer::detect(Path::new("/dev/shm"), SyncPreference::Auto).unwrap();
+        assert_eq!(syncer.method().name, "fdatasync");
+        assert!(syncer.method().reason.contains("tmpfs"), "{}", syncer.method().reason);
+    }
+}
