@@ -1,1 +1,20 @@
-//! The gRPC doors: they translate and map errors, they decide nothing
+//! The gRPC doors: they translate messages and map errors, they decide nothing. One file per service.
+//!
+//! Not here: what an append, a fetch or a topic is (`rimstone-broker`), where settings come from
+//! (`rimstone-server`).
+#![forbid(unsafe_code)]
+
+mod admin;
+mod connection;
+mod consume;
+mod convert;
+mod door;
+mod explain;
+mod options;
+mod produce;
+mod refusal;
+mod serve;
+mod status;
+
+pub use options::GrpcOptions;
+pub use serve::{Drained, ServeError, ServerFacts, serve};

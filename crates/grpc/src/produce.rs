@@ -1,0 +1,187 @@
+//! `ProduceService`: producer ids, and appends one by one. The stream is in `stream`.
+
+mod stream;
+
+use prost::Message as _;
+use rimstone_broker::{
+    Broker, PartitionAppend, PartitionBatch, Payload, PlainRecord, ProduceOutcome, ProduceRequest,
+    RequestNumbering,
+};
+use rimstone_proto::v1;
+use rimstone_types::{ByteCount, Offset, PartitionIndex, Timestamp, TopicName};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::{
+    convert::{
+        headers_in, offset, producer_epoch, producer_id, producer_name, producer_states, request_number,
+        topic_name, topic_names,
+    },
+    door::answer,
+    refusal::Refusal,
+    status::{partition_refusal, refusal, topic_refusal},
+};
+
+/// The service.
+#[derive(Debug)]
+pub(crate) struct Produce {
+    broker: Broker,
+    stream_window: ByteCount,
+}
+
+impl Produce {
+    pub(crate) fn new(broker: Broker, stream_window: ByteCount) -> Self {
+        Self { broker, stream_window }
+    }
+
+    async fn init(&self, request: v1::InitProducerRequest) -> Result<v1::InitProducerResponse, Refusal> {
+        let name = match request.name.as_str() {
+            "" => None,
+            name => Some(producer_name(name)?),
+        };
+        let topics = topic_names(&request.topics)?;
+        let given = self.broker.init_producer(name, &topics).await.map_err(|error| refusal(&error))?;
+        Ok(v1::InitProducerResponse {
+            producer_id: given.id.get(),
+            producer_epoch: given.epoch.get().into(),
+            partitions: producer_states(&given.state),
+            highest_request_number: given.state.highest_request_number,
+        })
+    }
+
+    async fn append(&self, request: v1::ProduceRequest) -> Result<v1::ProduceResponse, Refusal> {
+        let bytes = ByteCount(request.encoded_len() as u64);
+        let request = produce_request(request)?;
+        let topic = request.topic.clone();
+        let reservation = self.broker.try_reserve(bytes).map_err(|error| topic_refusal(&error, &topic))?;
+        let pending =
+            self.broker.produce(request, reservation).map_err(|error| topic_refusal(&error, &topic))?;
+        let outcome = pending.await.map_err(|error| topic_refusal(&error, &topic))?;
+        match failure_of_all(&outcome, &topic) {
+            Some(refusal) => Err(refusal),
+            None => Ok(produce_response(outcome, &topic)),
+        }
+    }
+}
+
+/// If every part of a request failed, the call fails, with the first failure.
+fn failure_of_all(outcome: &ProduceOutcome, topic: &TopicName) -> Option<Refusal> {
+    let first = outcome.appends.first()?;
+    let error = first.result.as_ref().err()?;
+    outcome
+        .appends
+        .iter()
+        .all(|append| append.result.is_err())
+        .then(|| partition_refusal(error, topic, first.partition))
+}
+
+fn produce_request(request: v1::ProduceRequest) -> Result<ProduceRequest, Refusal> {
+    let topic = topic_name(&request.topic)?;
+    let named = |refusal: Refusal| refusal.with("topic", &topic);
+    if !request.records.is_empty() && !request.batches.is_empty() {
+        return Err(named(Refusal::invalid("a request has either records or batches, not both")));
+    }
+    let numbering = request.request_number.map(numbering).transpose().map_err(named)?;
+    let expected_end = request.expected_end.map(offset).transpose().map_err(named)?;
+    let payload = if request.batches.is_empty() {
+        Payload::Records(request.records.into_iter().map(plain_record).collect())
+    } else {
+        if numbering.is_some() || expected_end.is_some() {
+            return Err(named(Refusal::invalid(
+                "request_number and expected_end of a request are for records; batches carry their own",
+            )));
+        }
+        let batches = request.batches.into_iter().map(partition_batch).collect::<Result<_, _>>();
+        Payload::Batches(batches.map_err(named)?)
+    };
+    Ok(ProduceRequest { topic, payload, numbering, expected_end })
+}
+
+fn numbering(number: v1::RequestNumber) -> Result<RequestNumbering, Refusal> {
+    Ok(RequestNumbering {
+        id: producer_id(number.producer_id)?,
+        epoch: producer_epoch(number.producer_epoch)?,
+        number: request_number(number.number)?,
+    })
+}
+
+fn plain_record(record: v1::Record) -> PlainRecord {
+    PlainRecord {
+        key: record.key,
+        value: record.value,
+        headers: headers_in(record.headers),
+        create_time: record.create_time_ms.map(Timestamp),
+        partition: record.partition.map(PartitionIndex),
+    }
+}
+
+fn partition_batch(batch: v1::PartitionBatch) -> Result<PartitionBatch, Refusal> {
+    let Some(encoded) = batch.batch else {
+        return Err(Refusal::invalid("a batch has no bytes").with("partition", batch.partition));
+    };
+    Ok(PartitionBatch {
+        partition: PartitionIndex(batch.partition),
+        bytes: encoded.data,
+        expected_end: batch.expected_end.map(offset).transpose()?,
+    })
+}
+
+fn produce_response(outcome: ProduceOutcome, topic: &TopicName) -> v1::ProduceResponse {
+    v1::ProduceResponse {
+        appends: outcome.appends.into_iter().map(|append| partition_append(append, topic)).collect(),
+        records: outcome
+            .records
+            .into_iter()
+            .map(|position| v1::RecordPosition {
+                partition: position.partition.0,
+                offset: position.offset.map(Offset::get),
+            })
+            .collect(),
+    }
+}
+
+fn partition_append(append: PartitionAppend, topic: &TopicName) -> v1::PartitionAppend {
+    let partition = append.partition;
+    match append.result {
+        Ok(appended) => v1::PartitionAppend {
+            partition: partition.0,
+            base_offset: appended.offsets.map(|(first, _)| first.get()),
+            last_offset: appended.offsets.map(|(_, last)| last.get()),
+            append_time_ms: appended.append_time.as_millis(),
+            duplicate: appended.duplicate,
+            error: None,
+        },
+        Err(error) => v1::PartitionAppend {
+            partition: partition.0,
+            error: Some(partition_refusal(&error, topic, partition).into_item()),
+            ..Default::default()
+        },
+    }
+}
+
+#[tonic::async_trait]
+impl v1::produce_service_server::ProduceService for Produce {
+    async fn init_producer(
+        &self,
+        request: Request<v1::InitProducerRequest>,
+    ) -> Result<Response<v1::InitProducerResponse>, Status> {
+        answer(&self.broker, self.init(request.into_inner()).await)
+    }
+
+    async fn produce(
+        &self,
+        request: Request<v1::ProduceRequest>,
+    ) -> Result<Response<v1::ProduceResponse>, Status> {
+        answer(&self.broker, self.append(request.into_inner()).await)
+    }
+
+    type ProduceStreamStream = ReceiverStream<Result<v1::ProduceStreamResponse, Status>>;
+
+    async fn produce_stream(
+        &self,
+        request: Request<Streaming<v1::ProduceStreamRequest>>,
+    ) -> Result<Response<Self::ProduceStreamStream>, Status> {
+        let answers = stream::open(self.broker.clone(), self.stream_window, request.into_inner());
+        Ok(Response::new(ReceiverStream::new(answers)))
+    }
+}

@@ -1,0 +1,233 @@
+//! `ProduceStream`: one half reads requests and fixes their order, the other answers them in that order. What
+//! may be between the two is bounded in bytes and in number.
+
+use std::{sync::Arc, time::Duration};
+
+use prost::Message as _;
+use rimstone_broker::{Broker, PendingProduce};
+use rimstone_proto::v1::{
+    self, ProduceStreamAck, ProduceStreamAppend, ProduceStreamOpen, ProduceStreamOpened,
+    ProduceStreamRequest, ProduceStreamResponse, produce_stream_request, produce_stream_response,
+};
+use rimstone_types::{ByteCount, TopicName};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming};
+
+use super::{produce_request, produce_response};
+use crate::{
+    convert::{producer_id, producer_states, topic_names},
+    door::count,
+    explain::explained,
+    refusal::Refusal,
+    status::{refusal, topic_refusal},
+};
+
+/// Requests of one stream that wait for their answers. The window in bytes is what binds with batches; this
+/// binds with requests of a few bytes each.
+const REQUESTS_IN_FLIGHT_MAX: usize = 4096;
+
+/// Answers that wait for the connection; small, so that a client that does not read stops being read.
+const ANSWERS_WAITING_MAX: usize = 64;
+
+/// The first message must come this soon: an open stream holds a task and buffers.
+const OPEN_WAIT_MAX: Duration = Duration::from_secs(30);
+
+type Answer = Result<ProduceStreamResponse, Status>;
+
+/// A request whose place in the order is fixed.
+struct InFlight {
+    correlation_id: u64,
+    /// Whether it was taken; if not, why the whole of it was refused.
+    taken: Result<(TopicName, PendingProduce), Refusal>,
+    /// Its share of the window, given back once it is answered.
+    _share: OwnedSemaphorePermit,
+}
+
+/// Why reading ended.
+enum End {
+    /// The client has sent everything.
+    Finished,
+    /// The client is gone; nobody reads answers.
+    Gone,
+    /// The stream ends with an error after what is in flight has been answered.
+    Refused(Refusal),
+}
+
+/// Serves a stream in a task of its own; the answers are what is received.
+pub(super) fn open(
+    broker: Broker,
+    window: ByteCount,
+    requests: Streaming<ProduceStreamRequest>,
+) -> mpsc::Receiver<Answer> {
+    let (answers, received) = mpsc::channel(ANSWERS_WAITING_MAX);
+    let stop = broker.shutdown_token();
+    let window_bytes = u32::try_from(window.get()).unwrap_or(u32::MAX);
+    tokio::spawn(ProduceStream { broker, stop, window_bytes, answers }.serve(requests));
+    received
+}
+
+struct ProduceStream {
+    broker: Broker,
+    stop: CancellationToken,
+    window_bytes: u32,
+    answers: mpsc::Sender<Answer>,
+}
+
+impl ProduceStream {
+    async fn serve(self, mut requests: Streaming<ProduceStreamRequest>) {
+        match self.opened(&mut requests).await {
+            Ok(opened) => {
+                let opened = produce_stream_response::Kind::Opened(opened);
+                if self.answers.send(Ok(ProduceStreamResponse { kind: Some(opened) })).await.is_err() {
+                    return;
+                }
+            }
+            Err(refusal) => return self.end(refusal).await,
+        }
+        let (in_flight, to_answer) = mpsc::channel(REQUESTS_IN_FLIGHT_MAX);
+        // Joined, not raced: when reading ends, what is in flight is still answered.
+        let (end, ()) = tokio::join!(self.read(&mut requests, in_flight), self.answer(to_answer));
+        if let End::Refused(refusal) = end {
+            self.end(refusal).await;
+        }
+    }
+
+    async fn end(&self, refusal: Refusal) {
+        count(&self.broker, &refusal);
+        // An error means that the client has gone, which is an end as well.
+        drop(self.answers.send(Err(refusal.into_status())).await);
+    }
+
+    /// Takes the first message and says what is stored.
+    async fn opened(
+        &self,
+        requests: &mut Streaming<ProduceStreamRequest>,
+    ) -> Result<ProduceStreamOpened, Refusal> {
+        let first = tokio::select! {
+            biased;
+            () = self.stop.cancelled() => return Err(Refusal::shutting_down()),
+            first = timeout(OPEN_WAIT_MAX, requests.message()) => first,
+        };
+        let message = match first {
+            Err(_) => return Err(Refusal::invalid("the first message, open, did not come within 30 s")),
+            Ok(Err(status)) => return Err(explained(&status)),
+            Ok(Ok(message)) => message,
+        };
+        let Some(produce_stream_request::Kind::Open(ProduceStreamOpen { producer_id: id, topics })) =
+            message.and_then(|message| message.kind)
+        else {
+            return Err(Refusal::invalid("the first message of a produce stream must be open"));
+        };
+        let topics = topic_names(&topics)?;
+        let state = match id {
+            Some(id) => {
+                let id = producer_id(id)?;
+                self.broker.producer_state(id, &topics).await.map_err(|error| refusal(&error))?
+            }
+            None => Default::default(),
+        };
+        Ok(ProduceStreamOpened {
+            partitions: producer_states(&state),
+            highest_request_number: state.highest_request_number,
+            window_bytes: self.window_bytes.into(),
+        })
+    }
+
+    /// Reads requests and fixes their order, as fast as the window allows.
+    async fn read(
+        &self,
+        requests: &mut Streaming<ProduceStreamRequest>,
+        in_flight: mpsc::Sender<InFlight>,
+    ) -> End {
+        let window = Arc::new(Semaphore::new(self.window_bytes as usize));
+        loop {
+            let message = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return End::Refused(Refusal::shutting_down()),
+                () = self.answers.closed() => return End::Gone,
+                message = requests.message() => message,
+            };
+            let append = match message {
+                Ok(None) => return End::Finished,
+                Err(status) => return End::Refused(explained(&status)),
+                Ok(Some(ProduceStreamRequest {
+                    kind: Some(produce_stream_request::Kind::Append(append)),
+                })) => append,
+                Ok(Some(ProduceStreamRequest { kind: Some(produce_stream_request::Kind::Open(_)) })) => {
+                    return End::Refused(Refusal::invalid(
+                        "open must be the first message, and only the first",
+                    ));
+                }
+                Ok(Some(ProduceStreamRequest { kind: None })) => {
+                    return End::Refused(Refusal::invalid(
+                        "a message of a produce stream must be open or append",
+                    ));
+                }
+            };
+            let taken = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return End::Refused(Refusal::shutting_down()),
+                () = self.answers.closed() => return End::Gone,
+                taken = self.take(append, &window) => taken,
+            };
+            // The answering half ends early only when the client is gone.
+            if in_flight.send(taken).await.is_err() {
+                return End::Gone;
+            }
+        }
+    }
+
+    /// Waits for room in the window and in the server's budget, then fixes the request's place in the order.
+    /// May be dropped while it waits: then the request was not taken.
+    async fn take(&self, append: ProduceStreamAppend, window: &Arc<Semaphore>) -> InFlight {
+        let bytes = append.request.as_ref().map_or(0, |request| request.encoded_len() as u64);
+        // A request larger than the window goes alone.
+        let share = u32::try_from(bytes).unwrap_or(u32::MAX).clamp(1, self.window_bytes);
+        let share = Arc::clone(window).acquire_many_owned(share).await.expect("the window is never closed");
+        let taken = self.submit(append.request, ByteCount(bytes)).await;
+        if let Err(refusal) = &taken {
+            count(&self.broker, refusal);
+        }
+        InFlight { correlation_id: append.correlation_id, taken, _share: share }
+    }
+
+    async fn submit(
+        &self,
+        request: Option<v1::ProduceRequest>,
+        bytes: ByteCount,
+    ) -> Result<(TopicName, PendingProduce), Refusal> {
+        let request = request.ok_or_else(|| Refusal::invalid("an append must have a request"))?;
+        let request = produce_request(request)?;
+        let topic = request.topic.clone();
+        let reservation = self.broker.reserve(bytes).await.map_err(|error| topic_refusal(&error, &topic))?;
+        let pending =
+            self.broker.produce(request, reservation).map_err(|error| topic_refusal(&error, &topic))?;
+        Ok((topic, pending))
+    }
+
+    /// Answers in the order in which requests were read, until there are no more, or nobody listens.
+    async fn answer(&self, mut to_answer: mpsc::Receiver<InFlight>) {
+        while let Some(InFlight { correlation_id, taken, _share }) = to_answer.recv().await {
+            let answered = match taken {
+                Ok((topic, pending)) => match pending.await {
+                    Ok(outcome) => Ok(produce_response(outcome, &topic)),
+                    Err(error) => Err(topic_refusal(&error, &topic)),
+                },
+                Err(refusal) => Err(refusal),
+            };
+            let (response, error) = match answered {
+                Ok(response) => (Some(response), None),
+                Err(refusal) => (None, Some(refusal.into_item())),
+            };
+            let ack = ProduceStreamAck { correlation_id, error, response };
+            let kind = Some(produce_stream_response::Kind::Ack(ack));
+            if self.answers.send(Ok(ProduceStreamResponse { kind })).await.is_err() {
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! Builds the gRPC server from the services, runs it, and ends it within a deadline.
+
+use std::{net::SocketAddr, time::Duration};
+
+use rimstone_broker::Broker;
+use rimstone_proto::{FILE_DESCRIPTOR_SET, v1};
+use tokio::{net::TcpListener, time::sleep};
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    server::NamedService,
+    service::Routes,
+    transport::{self, Server},
+};
+use tonic_health::{ServingStatus, server::HealthReporter};
+use tower::util::MapResponseLayer;
+
+use crate::{
+    admin::Admin, connection, consume::Consume, explain::explain, options::GrpcOptions, produce::Produce,
+};
+
+type ProduceServer = v1::produce_service_server::ProduceServiceServer<Produce>;
+type ConsumeServer = v1::consume_service_server::ConsumeServiceServer<Consume>;
+type AdminServer = v1::admin_service_server::AdminServiceServer<Admin>;
+
+/// The services whose health is told one by one; the empty name is the server as a whole.
+const SERVICES: [&str; 4] = ["", ProduceServer::NAME, ConsumeServer::NAME, AdminServer::NAME];
+
+/// Bytes that one call may be ahead of its reader: about one batch of the default size, so that one batch
+/// comes in without waiting for the other side.
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+
+/// The same for all calls of a connection together; times the connections, it bounds what clients can park here.
+const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
+
+/// The longest HTTP/2 frame: batches of 1 MiB in 16 frames instead of 64.
+const FRAME_BYTES_MAX: u32 = 64 << 10;
+
+/// The longest request head; ours have a few hundred bytes.
+const HEADER_LIST_BYTES_MAX: u32 = 16 << 10;
+
+/// Once connections are broken, their tasks end as soon as they are polled; this is only for a machine that
+/// hardly gets to it.
+const BREAK_WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// What the doors tell about the server besides what the broker knows.
+#[derive(Debug, Clone)]
+pub struct ServerFacts {
+    /// The version of the program.
+    pub version: &'static str,
+    /// Where the records are, as `DescribeServer` shows it.
+    pub data_directory: String,
+    /// Where gRPC listens.
+    pub grpc_address: SocketAddr,
+    /// Where the web pages listen.
+    pub web_address: SocketAddr,
+}
+
+/// How the last calls ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drained {
+    /// By themselves.
+    InTime,
+    /// Some had to be broken: the deadline passed.
+    Broken,
+}
+
+/// Why serving ended without being asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The descriptors that reflection serves cannot be read.
+    #[error("reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// The transport failed.
+    #[error("gRPC transport: {0}")]
+    Transport(#[from] transport::Error),
+}
+
+/// Serves until the broker begins its shutdown. Then health says NOT_SERVING, open streams end with UNAVAILABLE, unary
+/// calls are finished, and after `drain_deadline` what is left is broken.
+///
+/// # Errors
+/// [`ServeError`] if the server could not be built or the transport failed.
+pub async fn serve(
+    listener: TcpListener,
+    broker: Broker,
+    facts: ServerFacts,
+    options: GrpcOptions,
+    drain_deadline: Duration,
+) -> Result<Drained, ServeError> {
+    let stop = broker.shutdown_token();
+    let kill = CancellationToken::new();
+    let incoming = connection::accept(listener, options.connections_max, kill.clone());
+    let (health, health_server) = tonic_health::server::health_reporter();
+    set_health(&health, ServingStatus::Serving).await;
+    let routes = routes(broker, facts, &options)?.add_service(health_server);
+    let stopped = {
+        let (stop, mut health) = (stop.clone(), health.clone());
+        async move {
+            stop.cancelled().await;
+            set_health(&health, ServingStatus::NotServing).await;
+            // Those who watch get the last word first, then the end of the stream.
+            for service in SERVICES {
+                health.clear_service_status(service).await;
+            }
+        }
+    };
+    let server = builder(&options)
+        .layer(MapResponseLayer::new(explain))
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(incoming, stopped);
+    tokio::pin!(server);
+    tokio::select! {
+        served = &mut server => return served.map(|()| Drained::InTime).map_err(ServeError::from),
+        () = async { stop.cancelled().await; sleep(drain_deadline).await } => {}
+    }
+    kill.cancel();
+    if tokio::time::timeout(BREAK_WAIT_MAX, server).await.is_err() {
+        tracing::warn!("connections are still open after they were broken");
+    }
+    Ok(Drained::Broken)
+}
+
+fn builder(options: &GrpcOptions) -> Server {
+    Server::builder()
+        .timeout(options.request_timeout)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES_MAX)
+        .http2_max_header_list_size(HEADER_LIST_BYTES_MAX)
+        .max_concurrent_streams(options.streams_per_connection_max)
+        .http2_keepalive_interval(Some(options.keepalive_interval))
+        .http2_keepalive_timeout(Some(options.keepalive_timeout))
+}
+
+fn routes(broker: Broker, facts: ServerFacts, options: &GrpcOptions) -> Result<Routes, ServeError> {
+    let in_max = usize::try_from(options.request_bytes_max.get()).unwrap_or(usize::MAX);
+    let out_max = usize::try_from(options.response_bytes_max.get()).unwrap_or(usize::MAX);
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let produce = ProduceServer::new(Produce::new(broker.clone(), options.stream_window))
+        .max_decoding_message_size(in_max)
+        .max_encoding_message_size(out_max);
+    let consume = ConsumeServer::new(Consume::new(broker.clone()))
+        .max_decoding_message_size(in_max)
+        .max_encoding_message_size(out_max);
+    let admin = AdminServer::new(Admin::new(broker, facts))
+        .max_decoding_message_size(in_max)
+        .max_encoding_message_size(out_max);
+    Ok(Routes::new(produce)
+        .add_service(consume)
+        .add_service(admin)
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?))
+}
+
+async fn set_health(health: &HealthReporter, status: ServingStatus) {
+    for service in SERVICES {
+        health.set_service_status(service, status).await;
+    }
+}
