@@ -1,0 +1,13 @@
+//! A whole server in this process, on free ports over the memory store (where it is about files, over the
+//! local one), driven by generated clients.
+#![allow(clippy::unwrap_used)] // all of this is test
+
+mod admin;
+mod consume;
+mod local;
+mod produce;
+mod produce_stream;
+mod running;
+mod shutdown;
+mod support;
+mod web;
