@@ -1,1 +1,56 @@
-//! Topics, produce, fetch, producer ids: the asynchronous heart above the store
+//! Topics, produce, fetch, producer ids: the asynchronous heart above the store. It decides which partition a
+//! record goes to, who may write, how long a fetch waits, and what is remembered of topics and producers.
+//!
+//! Not here: how bytes are kept (`rimstone-store`), any protocol's messages or status codes (`rimstone-grpc`,
+//! `rimstone-web`), settings files and environment (`rimstone-server`).
+#![forbid(unsafe_code)]
+
+mod background;
+mod broker;
+mod catalog;
+mod clock;
+mod config;
+mod decode;
+mod error;
+mod fetch;
+mod limits;
+mod metrics;
+mod offsets;
+mod produce;
+mod producer_ids;
+mod read;
+mod reserve;
+mod sessions;
+mod settings;
+#[cfg(test)]
+mod testing;
+mod topics;
+
+pub use background::MaintenanceReport;
+pub use broker::{Broker, ReadinessIssue, ServerDescription};
+pub use clock::{Clock, SystemClock};
+pub use config::BrokerConfig;
+pub use decode::{Decoded, StoredRecord, decode};
+pub use error::{
+    AlterTopicError, BatchCorrupt, BatchTooLarge, CatalogError, CatalogUnreadable, CreateTopicError,
+    DeleteProducerError, DeleteRecordsError, DeleteTopicError, Details, Failure, FetchError, FewerPartitions,
+    InitProducerError, InvalidRequest, KeyRequired, LimitReached, ListOffsetsError, NoRoom, OutOfRange,
+    PartitionAppendError, PartitionNotFound, PartitionReadError, PartitionUnavailable, ProduceError,
+    ProducerFenced, ProducerNotFound, ProducerStateError, ReadError, Reason, RecordTooLarge, ResendFirst,
+    ReserveError, ReservedName, ShuttingDown, StartError, SubmitRefused, TimestampTooFar, TopicExists,
+    TopicNotFound, Undecodable,
+};
+pub use fetch::{FetchAnswer, FetchPartition, FetchRequest, Fetched, FetchedPartition};
+pub use limits::Limits;
+pub use offsets::{FoundOffset, OffsetQuery, PartitionOffset};
+pub use produce::{
+    PartitionAppend, PartitionBatch, Payload, PendingProduce, PlainRecord, ProduceOutcome, ProduceRequest,
+    RecordPosition, RequestNumbering,
+};
+pub use producer_ids::{InitializedProducer, ProducerListing, ProducerPartition, ProducerState};
+pub use read::{
+    ChunkContent, PartitionFailed, ReadChunk, ReadEnd, ReadFilter, ReadFormat, ReadRequest, ReadStart, Reader,
+};
+pub use reserve::Reservation;
+pub use settings::{SettingError, TopicSetting, TopicSettings};
+pub use topics::{PartitionDescription, TopicDescription, TopicSummary};

@@ -1,0 +1,30 @@
+//! What the broker is told at its start. Not here: where it comes from (files, environment, flags: `server`).
+
+use std::{num::NonZeroU32, time::Duration};
+
+use crate::{limits::Limits, settings::TopicSettings};
+
+/// The broker's configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BrokerConfig {
+    /// Partitions of a topic whose creator names no number.
+    pub default_partitions: NonZeroU32,
+    /// What a topic has where it sets nothing of its own.
+    pub topic_defaults: TopicSettings,
+    /// How often partitions are rolled by age, retention is applied and producers expire (5 minutes, as in
+    /// Kafka). Zero: never by itself ([`Broker::maintain`](crate::Broker::maintain) does it).
+    pub maintenance_interval: Duration,
+    /// Bounds.
+    pub limits: Limits,
+}
+
+impl Default for BrokerConfig {
+    fn default() -> Self {
+        Self {
+            default_partitions: NonZeroU32::MIN,
+            topic_defaults: TopicSettings::default(),
+            maintenance_interval: Duration::from_secs(5 * 60),
+            limits: Limits::default(),
+        }
+    }
+}

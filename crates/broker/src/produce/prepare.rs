@@ -1,0 +1,345 @@
+//! Verifying, partitioning and batching. Nothing is submitted here, so that a request that is refused stores
+//! nothing.
+
+use std::{
+    collections::BTreeMap,
+    num::NonZeroU32,
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
+
+use bytes::Bytes;
+use rimstone_record::{
+    Batch, BatchBuilder, BatchError, BuildError, Compression, Limits as RecordLimits, NewRecord,
+    ProducerStamp, RecordRules, partitioner,
+};
+use rimstone_store::{Append, CleanupPolicy, PartitionStore, TimestampType};
+use rimstone_types::{Numbering, PartitionIndex, Timestamp};
+
+use super::{PartitionBatch, Payload, PlainRecord, ProduceRequest, RequestNumbering};
+use crate::{
+    broker::Inner,
+    error::{
+        BatchCorrupt, BatchTooLarge, InvalidRequest, KeyRequired, LimitReached, ProduceError, RecordTooLarge,
+        ReservedName, TimestampTooFar,
+    },
+    reserve::Reservation,
+    topics::{Slot, Topic},
+};
+
+/// Compressed batches below this are verified where they arrive; a larger one may take milliseconds, and
+/// other tasks of the worker move elsewhere meanwhile.
+const VERIFY_INLINE_BYTES: usize = 64 << 10;
+
+/// A request that may be submitted.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) topic: Arc<Topic>,
+    /// In order of the partition (plain records), or as sent.
+    pub(crate) appends: Vec<PreparedAppend>,
+    /// For plain records, lined up with them: which append, and which record of it.
+    pub(crate) places: Option<Vec<(usize, u32)>>,
+    pub(crate) reservation: Reservation,
+    pub(crate) arrived: Instant,
+}
+
+/// A batch for a partition.
+#[derive(Debug)]
+pub(crate) struct PreparedAppend {
+    pub(crate) partition: PartitionIndex,
+    pub(crate) store: Arc<dyn PartitionStore>,
+    pub(crate) append: Append,
+}
+
+impl Prepared {
+    /// The partition, if there is only one.
+    pub(crate) fn scope(&self) -> Option<rimstone_types::PartitionId> {
+        let first = self.appends.first()?.partition;
+        let same = self.appends.iter().all(|append| append.partition == first);
+        same.then(|| self.topic.partition_id(first))
+    }
+}
+
+/// What a topic asks of the records of one request, at one moment.
+#[derive(Debug)]
+struct Rules<'a> {
+    topic: &'a Topic,
+    now: Timestamp,
+    require_keys: bool,
+    create_time_max: Option<Timestamp>,
+    batch_bytes_max: usize,
+    limits: RecordLimits,
+}
+
+impl Inner {
+    pub(crate) fn prepare(
+        &self,
+        request: ProduceRequest,
+        reservation: Reservation,
+    ) -> Result<Prepared, ProduceError> {
+        let arrived = Instant::now();
+        let ProduceRequest { topic, payload, numbering, expected_end } = request;
+        if topic.is_internal() {
+            return Err(ReservedName { topic }.into());
+        }
+        let topic = self.topics.get(&topic)?;
+        let count = match &payload {
+            Payload::Records(records) => records.len(),
+            Payload::Batches(batches) => batches.len(),
+        };
+        if count == 0 {
+            return Err(InvalidRequest::new("the request has neither records nor batches").into());
+        }
+        let limit = self.config.limits.records_per_request;
+        if count > limit {
+            return Err(LimitReached { what: "records in one request", limit: limit as u64 }.into());
+        }
+        let rules = Rules::of(&topic, self.clock.now(), self.record_limits());
+        let (appends, places) = match payload {
+            Payload::Records(records) => {
+                let (mut appends, places) = self.batch(&rules, records, numbering)?;
+                if expected_end.is_some() {
+                    let [only] = &mut appends[..] else {
+                        let why = "expected_end needs records that make one batch of one partition";
+                        return Err(InvalidRequest::new(why).into());
+                    };
+                    only.append.expected_end = expected_end;
+                }
+                (appends, Some(places))
+            }
+            Payload::Batches(batches) => {
+                if numbering.is_some() || expected_end.is_some() {
+                    let why = "a request number and expected_end of the request are for plain records; \
+                               encoded batches carry their own";
+                    return Err(InvalidRequest::new(why).into());
+                }
+                let verified = batches.into_iter().map(|batch| self.verify(&rules, batch));
+                (verified.collect::<Result<_, _>>()?, None)
+            }
+        };
+        Ok(Prepared { topic, appends, places, reservation, arrived })
+    }
+
+    /// Partitions plain records and makes batches of them.
+    fn batch(
+        &self,
+        rules: &Rules<'_>,
+        records: Vec<PlainRecord>,
+        numbering: Option<RequestNumbering>,
+    ) -> Result<(Vec<PreparedAppend>, Vec<(usize, u32)>), ProduceError> {
+        let topic = rules.topic;
+        let mut spread = self.spread(topic, numbering)?;
+        let mut by_partition: BTreeMap<PartitionIndex, Vec<(usize, NewRecord)>> = BTreeMap::new();
+        for (index, record) in records.into_iter().enumerate() {
+            let partition = spread.partition_of(&record);
+            by_partition.entry(partition).or_default().push((index, rules.check(record)?));
+        }
+        let mut places = vec![(0, 0); by_partition.values().map(Vec::len).sum()];
+        let mut appends = Vec::with_capacity(by_partition.len());
+        for (partition, records) in by_partition {
+            let store = topic.partition(partition)?;
+            for batch in rules.build(partition, &records, numbering, appends.len(), &mut places)? {
+                let content_hash = match numbering {
+                    None => None,
+                    Some(_) => Some(
+                        batch.content_hash(&rules.limits).map_err(|error| rules.corrupt(partition, error))?,
+                    ),
+                };
+                let append = Append { batch, expected_end: None, content_hash, now: rules.now };
+                appends.push(PreparedAppend { partition, store: Arc::clone(store), append });
+            }
+        }
+        Ok((appends, places))
+    }
+
+    /// How the records of a request are spread over partitions.
+    fn spread(&self, topic: &Topic, numbering: Option<RequestNumbering>) -> Result<Spread, ProduceError> {
+        let whole = |count| NonZeroU32::new(count).expect("a topic has at least one partition");
+        let Some(RequestNumbering { id, epoch, number }) = numbering else {
+            let count = whole(topic.partition_count());
+            // One partition per request; the next request moves on. One that cannot be used is passed over.
+            let turn = self.sticky.fetch_add(1, Ordering::Relaxed);
+            let usable = |partition: &u32| matches!(topic.slots[*partition as usize], Slot::Open(_));
+            let turns = (0..count.get()).map(|step| (turn.wrapping_add(step)) % count);
+            let keyless = turns.clone().find(usable).unwrap_or(turn % count);
+            return Ok(Spread { count, keyless: PartitionIndex(keyless) });
+        };
+        let count = whole(topic.count_for(self.producers.age(id, epoch)?));
+        Ok(Spread { count, keyless: partitioner::partition_for_request(id, number, count) })
+    }
+
+    /// Verifies a client's batch.
+    fn verify(&self, rules: &Rules<'_>, batch: PartitionBatch) -> Result<PreparedAppend, ProduceError> {
+        let PartitionBatch { partition, bytes, expected_end } = batch;
+        let store = rules.topic.partition(partition)?;
+        let batch = rules.verify(partition, bytes)?;
+        if let Some(producer) = batch.header().producer {
+            self.check_client_stamp(&producer)?;
+        }
+        let append = Append { batch, expected_end, content_hash: None, now: rules.now };
+        Ok(PreparedAppend { partition, store: Arc::clone(store), append })
+    }
+
+    fn check_client_stamp(&self, producer: &ProducerStamp) -> Result<(), ProduceError> {
+        if producer.numbering == Numbering::ByRequest {
+            let why = "numbering by request is the server's, for plain records; encoded batches are numbered densely";
+            return Err(InvalidRequest::new(why).into());
+        }
+        self.producers.check_given_out(producer.id, producer.epoch)?;
+        Ok(())
+    }
+}
+
+/// How the records of one request are spread.
+#[derive(Debug)]
+struct Spread {
+    count: NonZeroU32,
+    keyless: PartitionIndex,
+}
+
+impl Spread {
+    /// An explicit partition wins, then the key, then the request's own.
+    fn partition_of(&mut self, record: &PlainRecord) -> PartitionIndex {
+        match (record.partition, &record.key) {
+            (Some(partition), _) => partition,
+            (None, Some(key)) => partitioner::partition_for_key(key, self.count),
+            (None, None) => self.keyless,
+        }
+    }
+}
+
+impl<'a> Rules<'a> {
+    fn of(topic: &'a Topic, now: Timestamp, limits: RecordLimits) -> Self {
+        let settings = &topic.settings;
+        // Kafka's message.timestamp.after.max.ms; one record from far in the future pins retention for ever.
+        let create_time_max = match settings.partition.timestamp_type {
+            TimestampType::CreateTime => Some(now.saturating_add(settings.timestamp_after_max)),
+            TimestampType::AppendTime => None,
+        };
+        let batch_bytes_max = usize::try_from(settings.max_message_bytes.get()).unwrap_or(usize::MAX);
+        Self {
+            topic,
+            now,
+            require_keys: settings.partition.cleanup != CleanupPolicy::Delete,
+            create_time_max,
+            batch_bytes_max,
+            limits: RecordLimits { batch_bytes: batch_bytes_max, ..limits },
+        }
+    }
+
+    fn corrupt(&self, partition: PartitionIndex, error: BatchError) -> ProduceError {
+        BatchCorrupt { topic: self.topic.name.clone(), partition, error }.into()
+    }
+
+    fn too_large(&self, partition: PartitionIndex, size: usize) -> ProduceError {
+        let limit = self.batch_bytes_max as u64;
+        BatchTooLarge { topic: self.topic.name.clone(), partition, size: size as u64, limit }.into()
+    }
+
+    fn too_far(&self, given: Timestamp, allowed: Timestamp) -> ProduceError {
+        TimestampTooFar { topic: self.topic.name.clone(), given, allowed }.into()
+    }
+
+    /// A plain record as it goes into a batch.
+    fn check(&self, record: PlainRecord) -> Result<NewRecord, ProduceError> {
+        if self.require_keys && record.key.is_none() {
+            return Err(KeyRequired { topic: self.topic.name.clone() }.into());
+        }
+        let timestamp = record.create_time.unwrap_or(self.now);
+        if let Some(allowed) = self.create_time_max
+            && timestamp > allowed
+        {
+            return Err(self.too_far(timestamp, allowed));
+        }
+        Ok(NewRecord { key: record.key, value: record.value, headers: record.headers, timestamp })
+    }
+
+    /// Makes batches of the records of one partition: one, or without a request number as many as are needed.
+    /// `places` learns where each record is, as (append, record), the first append being `first_append`.
+    fn build(
+        &self,
+        partition: PartitionIndex,
+        records: &[(usize, NewRecord)],
+        numbering: Option<RequestNumbering>,
+        first_append: usize,
+        places: &mut [(usize, u32)],
+    ) -> Result<Vec<Batch>, ProduceError> {
+        let empty = || {
+            let builder = BatchBuilder::new(Compression::None);
+            match numbering {
+                None => builder,
+                Some(RequestNumbering { id, epoch, number }) => builder.producer(ProducerStamp {
+                    id,
+                    epoch,
+                    base: number.get(),
+                    numbering: Numbering::ByRequest,
+                }),
+            }
+        };
+        let mut batches = Vec::new();
+        let mut builder = empty();
+        for (index, record) in records {
+            let would_have = builder.estimated_bytes() + record.encoded_bytes_max();
+            if numbering.is_none() && !builder.is_empty() && would_have > self.batch_bytes_max {
+                batches.push(std::mem::replace(&mut builder, empty()).build());
+            }
+            places[*index] = (first_append + batches.len(), builder.len() as u32);
+            builder.push(record).map_err(|error| self.unbuildable(partition, *index, error))?;
+            if builder.len() == 1 && builder.estimated_bytes() > self.batch_bytes_max {
+                let (topic, size) = (self.topic.name.clone(), builder.estimated_bytes() as u64);
+                let limit = self.batch_bytes_max as u64;
+                return Err(RecordTooLarge { topic, index: *index, size, limit }.into());
+            }
+        }
+        if builder.estimated_bytes() > self.batch_bytes_max {
+            return Err(self.too_large(partition, builder.estimated_bytes()));
+        }
+        batches.push(builder.build());
+        Ok(batches)
+    }
+
+    fn unbuildable(&self, partition: PartitionIndex, index: usize, error: BuildError) -> ProduceError {
+        match error {
+            BuildError::TooLarge { bytes, .. } => self.too_large(partition, bytes),
+            BuildError::TooManyRecords { limit } => {
+                LimitReached { what: "records in one batch", limit: u64::from(limit) }.into()
+            }
+            error => InvalidRequest::new(format!("record {index} of the request: {error}")).into(),
+        }
+    }
+
+    /// A client's batch, verified to the last record: a header that lies about times or counts would lie to
+    /// retention, to look-ups by time and to every reader (Kafka's LogValidator looks at them too).
+    fn verify(&self, partition: PartitionIndex, bytes: Bytes) -> Result<Batch, ProduceError> {
+        if bytes.len() > self.batch_bytes_max {
+            return Err(self.too_large(partition, bytes.len()));
+        }
+        let verify = || {
+            let batch = Batch::verify(bytes.clone(), &self.limits)?;
+            let header = batch.header();
+            if header.is_transactional() {
+                return Err(BatchError::ServerOnly { what: "transactional; there are no transactions yet" });
+            }
+            let rules =
+                RecordRules { require_keys: self.require_keys, create_time_max: self.create_time_max };
+            batch.verify_records(&self.limits, rules)?;
+            Ok(batch)
+        };
+        let verified = if bytes.len() > VERIFY_INLINE_BYTES { beside_other_tasks(verify) } else { verify() };
+        verified.map_err(|error| match error {
+            BatchError::KeyMissing { .. } => KeyRequired { topic: self.topic.name.clone() }.into(),
+            BatchError::TimestampTooFar { time, latest, .. } => self.too_far(time, latest),
+            BatchError::ServerOnly { .. } => InvalidRequest::new(error.to_string()).into(),
+            error => self.corrupt(partition, error),
+        })
+    }
+}
+
+/// Runs something that may take milliseconds without holding up the other tasks of this worker.
+fn beside_other_tasks<T>(work: impl FnOnce() -> T) -> T {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    match Handle::try_current().map(|handle| handle.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
+    }
+}
