@@ -1,0 +1,210 @@
+//! Writes the golden directories of the format version that this build writes:
+//! `cargo run -p rimstone-log --example golden -- tests/golden/v1`
+//!
+//! Run once for each released format version, never again for an old one: tests only read them, and
+//! `HASHES` keeps them as they are.
+#![forbid(unsafe_code)]
+
+use std::{
+    error::Error,
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use rimstone_log::{
+    DataDirectory, Log, LogConfig, LogPosition, SaltSource, WITNESS_FILE, Witness, producers,
+    producers::Claim, write_log_start,
+};
+use rimstone_record::{BatchBuilder, Compression, Header, Limits, NewRecord, ProducerStamp};
+use rimstone_types::{
+    Numbering, Offset, PartitionId, PartitionIndex, ProducerEpoch, ProducerId, Timestamp, TopicId,
+};
+use uuid::Uuid;
+
+/// 2026-01-01T00:00:00Z.
+const BEGAN: i64 = 1_767_225_600_000;
+
+fn config() -> LogConfig {
+    let salt = AtomicU32::new(0x5EED_0001);
+    LogConfig {
+        segment_bytes: 1200,
+        segment_age: Duration::from_secs(3600),
+        index_interval_bytes: 256,
+        retention_age: None,
+        retention_bytes: None,
+        retention: true,
+        append_time_stamps: false,
+        producers: producers::Limits::default(),
+        salts: SaltSource(Arc::new(move || salt.fetch_add(0x1000_0001, Ordering::Relaxed))),
+    }
+}
+
+struct Writer {
+    log: Log,
+    path: PathBuf,
+    expected: String,
+    serial: i64,
+}
+
+impl Writer {
+    /// One batch of two records; which kind goes by the serial number, so that every kind is there.
+    fn batch(&mut self) -> Result<(), Box<dyn Error>> {
+        self.serial += 1;
+        let serial = self.serial;
+        let compression = if serial % 3 == 0 { Compression::Lz4 } else { Compression::None };
+        let mut builder = BatchBuilder::new(compression);
+        let numbering = if serial % 2 == 0 { Numbering::ByRequest } else { Numbering::Dense };
+        let numbered = serial % 5 != 0;
+        if numbered {
+            let (id, base) = match numbering {
+                Numbering::ByRequest => (ProducerId::NAMED_BIT | 9, serial as u64),
+                Numbering::Dense => (1000 + serial as u64, 0),
+            };
+            builder = builder.producer(ProducerStamp {
+                id: ProducerId::new(id)?,
+                epoch: ProducerEpoch::ZERO,
+                base: base as u32,
+                numbering,
+            });
+        }
+        for number in 0..2 {
+            let value = (serial % 7 != 0 || number == 0).then(|| format!("value {serial}.{number}"));
+            let header = Header { key: "line".to_owned(), value: Some(Bytes::from(serial.to_string())) };
+            builder.push(&NewRecord {
+                key: Some(Bytes::from(format!("key {}", serial % 4))),
+                value: value.clone().map(Bytes::from),
+                headers: vec![header],
+                timestamp: Timestamp(BEGAN + serial * 1000 - number * 500),
+            })?;
+            let offset = self.log.staged_end().get() + number as u64;
+            writeln!(self.expected, "{offset} {}", value.as_deref().unwrap_or("null"))?;
+        }
+        let batch = builder.build();
+        let hash =
+            (numbered && numbering == Numbering::ByRequest).then(|| batch.content_hash(&Limits::default()));
+        let claim = Claim::of(batch.header(), hash.transpose()?);
+        self.log.offer(&batch, claim.as_ref(), None, Timestamp(BEGAN + serial * 1000 + 7))?;
+        Ok(())
+    }
+
+    fn write(&mut self) -> Result<(), Box<dyn Error>> {
+        if let Some(mut plan) = self.log.take_plan() {
+            plan.execute()?;
+            self.log.plan_succeeded(plan).execute()?;
+        }
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Result<LogPosition, Box<dyn Error>> {
+        self.write()?;
+        let position = self.log.written_position();
+        self.log.synced(position);
+        Ok(position)
+    }
+}
+
+fn partition() -> PartitionId {
+    PartitionId { topic: TopicId(Uuid::from_u128(0x601d)), partition: PartitionIndex(0) }
+}
+
+/// A data directory with one partition; `finish` ends it one way or another.
+fn directory(
+    root: &Path,
+    name: &str,
+    finish: impl FnOnce(&mut Writer, &mut Witness, &DataDirectory) -> Result<(), Box<dyn Error>>,
+) -> Result<(), Box<dyn Error>> {
+    let path = root.join(name);
+    let data = DataDirectory::open(&path.join("data"), Uuid::from_u128(0xda7a), Timestamp(BEGAN))?;
+    let (mut witness, _) = Witness::open(&data.path().join(WITNESS_FILE))?;
+    let partition_path = data.create_partition(partition())?;
+    let log = Log::create(&partition_path, partition(), config(), Timestamp(BEGAN))?;
+    let mut writer = Writer { log, path: partition_path, expected: String::new(), serial: 0 };
+    for _ in 0..20 {
+        writer.batch()?;
+        let end = writer.sync()?;
+        witness.record(partition(), end)?;
+    }
+    finish(&mut writer, &mut witness, &data)?;
+    fs::write(path.join("expected.txt"), &writer.expected)?;
+    // The process id in it would be another each time.
+    fs::write(data.path().join("lock"), "")?;
+    fs::remove_dir(data.path().join("trash"))?;
+    Ok(())
+}
+
+fn newest_segment(directory: &Path) -> Result<PathBuf, Box<dyn Error>> {
+    let mut all: Vec<_> = fs::read_dir(directory)?.flatten().map(|entry| entry.path()).collect();
+    all.retain(|path| path.extension().is_some_and(|suffix| suffix == "log"));
+    all.sort();
+    all.pop().ok_or_else(|| "there is a segment".into())
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let root = PathBuf::from(std::env::args().nth(1).ok_or("which directory?")?);
+    fs::create_dir_all(&root)?;
+    directory(&root, "clean", |writer, _, data| {
+        writer.log.write_caches()?;
+        data.mark_clean()?;
+        Ok(())
+    })?;
+    directory(&root, "trimmed", |writer, _, data| {
+        writer.log.stage_snapshot(true);
+        writer.sync()?;
+        let start = writer.log.clamp_start(Offset::new(17)?);
+        write_log_start(&writer.path, start)?;
+        for segment in writer.log.advance_start(start) {
+            segment.unlink()?;
+        }
+        writer.expected = writer.expected.lines().skip(17).map(|line| format!("{line}\n")).collect();
+        writer.log.write_caches()?;
+        data.mark_clean()?;
+        Ok(())
+    })?;
+    // Killed: a batch above the attested end is whole and kept, the one behind it is torn.
+    directory(&root, "torn", |writer, _, _| {
+        writer.batch()?;
+        writer.write()?;
+        let kept = writer.expected.clone();
+        writer.batch()?;
+        writer.write()?;
+        writer.expected = kept;
+        let segment = newest_segment(&writer.path)?;
+        let content = fs::read(&segment)?;
+        fs::write(&segment, &content[..content.len() - 9])?;
+        Ok(())
+    })?;
+    // A flipped bit in the body of acknowledged data: its batch, and nothing else, is lost.
+    directory(&root, "rotten", |writer, _, _| {
+        let segment = writer.path.join(format!("{:020}.log", 0));
+        let mut content = fs::read(&segment)?;
+        content[72 + 60 + 61 + 12] ^= 0x10;
+        fs::write(&segment, &content)?;
+        writer.expected = writer.expected.lines().skip(2).map(|line| format!("{line}\n")).collect();
+        Ok(())
+    })?;
+    let mut hashes = String::new();
+    hash_files(&root, &root, &mut hashes)?;
+    fs::write(root.join("HASHES"), hashes)?;
+    Ok(())
+}
+
+fn hash_files(root: &Path, directory: &Path, out: &mut String) -> Result<(), Box<dyn Error>> {
+    let mut entries: Vec<_> = fs::read_dir(directory)?.flatten().map(|entry| entry.path()).collect();
+    entries.sort();
+    for path in entries {
+        if path.is_dir() {
+            hash_files(root, &path, out)?;
+        } else {
+            let name = path.strip_prefix(root)?.display().to_string();
+            writeln!(out, "{:08x} {name}", crc32fast::hash(&fs::read(&path)?))?;
+        }
+    }
+    Ok(())
+}
