@@ -338,6 +338,18 @@ fn the_window_is_whole_after_many_staged_batches_were_undone() {
 }
 
 #[test]
+fn what_was_settled_stays_settled_when_a_later_epoch_is_undone() {
+    let mut log = Log::new();
+    let id = ProducerId::new(UNNAMED).unwrap();
+    drop(log.stage(dense(UNNAMED, 0, 0, 1)));
+    let later = log.stage(dense(UNNAMED, 1, 0, 1));
+    log.table.settle(id);
+    log.undo(later);
+    assert_eq!(log.last(UNNAMED), Some(0));
+    assert_eq!(log.table.expire(Timestamp(i64::MAX)), 1, "nothing of it is on its way to the disk");
+}
+
+#[test]
 fn a_forgotten_producer_is_not_brought_back_by_an_undo() {
     let mut log = Log::new();
     log.append(dense(NAMED, 0, 0, 1));
