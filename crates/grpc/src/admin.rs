@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use rimstone_broker::{
-    Broker, FoundOffset, OffsetQuery, PartitionDescription, PartitionOffset, ProducerListing, TopicSetting,
+    FoundOffset, OffsetQuery, PartitionDescription, PartitionOffset, ProducerListing, TopicSetting,
     TopicSummary,
 };
 use rimstone_proto::v1;
@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     convert::{log_ends, offset, producer_name, topic_name},
-    door::answer,
+    door::Door,
     refusal::Refusal,
     serve::ServerFacts,
     status::{partition_refusal, refusal, topic_refusal},
@@ -22,13 +22,13 @@ use crate::{
 /// The service.
 #[derive(Debug)]
 pub(crate) struct Admin {
-    broker: Broker,
+    door: Door,
     facts: ServerFacts,
 }
 
 impl Admin {
-    pub(crate) fn new(broker: Broker, facts: ServerFacts) -> Self {
-        Self { broker, facts }
+    pub(crate) fn new(door: Door, facts: ServerFacts) -> Self {
+        Self { door, facts }
     }
 
     async fn create(&self, request: v1::CreateTopicRequest) -> Result<v1::CreateTopicResponse, Refusal> {
@@ -36,6 +36,7 @@ impl Admin {
         let partitions = (request.partitions > 0).then_some(request.partitions);
         let settings = request.settings.into_iter().collect();
         let created = self
+            .door
             .broker
             .create_topic(topic.clone(), partitions, settings)
             .await
@@ -45,7 +46,7 @@ impl Admin {
 
     fn describe(&self, request: &v1::DescribeTopicRequest) -> Result<v1::DescribeTopicResponse, Refusal> {
         let topic = topic_name(&request.topic)?;
-        let described = self.broker.describe_topic(&topic).map_err(|error| refusal(&error))?;
+        let described = self.door.broker.describe_topic(&topic).map_err(|error| refusal(&error))?;
         Ok(v1::DescribeTopicResponse {
             topic: Some(topic_info(&described.topic)),
             partitions: described.partitions.into_iter().map(partition_info).collect(),
@@ -56,6 +57,7 @@ impl Admin {
     async fn alter(&self, request: v1::AlterTopicRequest) -> Result<v1::AlterTopicResponse, Refusal> {
         let topic = topic_name(&request.topic)?;
         let altered = self
+            .door
             .broker
             .alter_topic(&topic, request.set.into_iter().collect(), request.reset, request.partitions)
             .await
@@ -68,7 +70,7 @@ impl Admin {
 
     async fn delete(&self, request: &v1::DeleteTopicRequest) -> Result<v1::DeleteTopicResponse, Refusal> {
         let topic = topic_name(&request.topic)?;
-        self.broker.delete_topic(&topic).await.map_err(|error| topic_refusal(&error, &topic))?;
+        self.door.broker.delete_topic(&topic).await.map_err(|error| topic_refusal(&error, &topic))?;
         Ok(v1::DeleteTopicResponse {})
     }
 
@@ -80,6 +82,7 @@ impl Admin {
             .map(|(partition, before)| Ok((PartitionIndex(partition), offset(before)?)))
             .collect::<Result<_, Refusal>>()?;
         let starts = self
+            .door
             .broker
             .delete_records(&topic, before)
             .await
@@ -106,6 +109,7 @@ impl Admin {
         let visibility = if request.read_uncommitted { Visibility::Durable } else { Visibility::Stable };
         let partitions: Vec<_> = request.partitions.into_iter().map(PartitionIndex).collect();
         let found = self
+            .door
             .broker
             .list_offsets(&topic, &partitions, query, visibility)
             .await
@@ -120,7 +124,7 @@ impl Admin {
             "" => None,
             name => Some(topic_name(name)?),
         };
-        let listed = self.broker.list_producers(topic.as_ref()).map_err(|error| refusal(&error))?;
+        let listed = self.door.broker.list_producers(topic.as_ref()).map_err(|error| refusal(&error))?;
         Ok(v1::ListProducersResponse { producers: listed.into_iter().map(producer_info).collect() })
     }
 
@@ -129,12 +133,16 @@ impl Admin {
         request: &v1::DeleteProducerRequest,
     ) -> Result<v1::DeleteProducerResponse, Refusal> {
         let name = producer_name(&request.name)?;
-        self.broker.delete_producer(&name).await.map_err(|error| refusal(&error).with("producer", &name))?;
+        self.door
+            .broker
+            .delete_producer(&name)
+            .await
+            .map_err(|error| refusal(&error).with("producer", &name))?;
         Ok(v1::DeleteProducerResponse {})
     }
 
     fn server(&self) -> v1::DescribeServerResponse {
-        let server = self.broker.describe_server();
+        let server = self.door.broker.describe_server();
         v1::DescribeServerResponse {
             version: self.facts.version.to_owned(),
             server_id: server.server_id.to_string(),
@@ -248,14 +256,14 @@ impl v1::admin_service_server::AdminService for Admin {
         &self,
         request: Request<v1::CreateTopicRequest>,
     ) -> Result<Response<v1::CreateTopicResponse>, Status> {
-        answer(&self.broker, self.create(request.into_inner()).await)
+        self.door.answer(self.create(request.into_inner())).await
     }
 
     async fn list_topics(
         &self,
         request: Request<v1::ListTopicsRequest>,
     ) -> Result<Response<v1::ListTopicsResponse>, Status> {
-        let topics = self.broker.list_topics(request.into_inner().include_internal);
+        let topics = self.door.broker.list_topics(request.into_inner().include_internal);
         Ok(Response::new(v1::ListTopicsResponse { topics: topics.iter().map(topic_info).collect() }))
     }
 
@@ -263,49 +271,49 @@ impl v1::admin_service_server::AdminService for Admin {
         &self,
         request: Request<v1::DescribeTopicRequest>,
     ) -> Result<Response<v1::DescribeTopicResponse>, Status> {
-        answer(&self.broker, self.describe(request.get_ref()))
+        self.door.answer(async { self.describe(request.get_ref()) }).await
     }
 
     async fn alter_topic(
         &self,
         request: Request<v1::AlterTopicRequest>,
     ) -> Result<Response<v1::AlterTopicResponse>, Status> {
-        answer(&self.broker, self.alter(request.into_inner()).await)
+        self.door.answer(self.alter(request.into_inner())).await
     }
 
     async fn delete_topic(
         &self,
         request: Request<v1::DeleteTopicRequest>,
     ) -> Result<Response<v1::DeleteTopicResponse>, Status> {
-        answer(&self.broker, self.delete(request.get_ref()).await)
+        self.door.answer(self.delete(request.get_ref())).await
     }
 
     async fn delete_records(
         &self,
         request: Request<v1::DeleteRecordsRequest>,
     ) -> Result<Response<v1::DeleteRecordsResponse>, Status> {
-        answer(&self.broker, self.trim(request.into_inner()).await)
+        self.door.answer(self.trim(request.into_inner())).await
     }
 
     async fn list_offsets(
         &self,
         request: Request<v1::ListOffsetsRequest>,
     ) -> Result<Response<v1::ListOffsetsResponse>, Status> {
-        answer(&self.broker, self.offsets(request.into_inner()).await)
+        self.door.answer(self.offsets(request.into_inner())).await
     }
 
     async fn list_producers(
         &self,
         request: Request<v1::ListProducersRequest>,
     ) -> Result<Response<v1::ListProducersResponse>, Status> {
-        answer(&self.broker, self.producers(request.get_ref()))
+        self.door.answer(async { self.producers(request.get_ref()) }).await
     }
 
     async fn delete_producer(
         &self,
         request: Request<v1::DeleteProducerRequest>,
     ) -> Result<Response<v1::DeleteProducerResponse>, Status> {
-        answer(&self.broker, self.forget(request.get_ref()).await)
+        self.door.answer(self.forget(request.get_ref())).await
     }
 
     async fn describe_server(

@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, pin::Pin, time::Duration};
 
 use futures::stream::{self, Stream};
 use rimstone_broker::{
-    Broker, ChunkContent, FetchAnswer, FetchPartition, FetchRequest, Fetched, FetchedPartition, ReadChunk,
-    ReadEnd, ReadFilter, ReadFormat, ReadRequest, ReadStart, Reader, Reason, decode,
+    ChunkContent, FetchAnswer, FetchPartition, FetchRequest, Fetched, FetchedPartition, ReadChunk, ReadEnd,
+    ReadFilter, ReadFormat, ReadRequest, ReadStart, Reader, Reason, decode,
 };
 use rimstone_proto::v1;
 use rimstone_record::{Compression, Limits};
@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     convert::{encoded_batch, known, log_ends, offset, stored_record, topic_name, visibility},
-    door::answer,
+    door::Door,
     refusal::Refusal,
     status::{partition_refusal, topic_refusal},
 };
@@ -26,12 +26,12 @@ const DECODE_IN_PLACE_BYTES_MAX: u64 = 64 << 10;
 /// The service.
 #[derive(Debug)]
 pub(crate) struct Consume {
-    broker: Broker,
+    door: Door,
 }
 
 impl Consume {
-    pub(crate) fn new(broker: Broker) -> Self {
-        Self { broker }
+    pub(crate) fn new(door: Door) -> Self {
+        Self { door }
     }
 
     async fn fetch_once(&self, request: v1::FetchRequest) -> Result<v1::FetchResponse, Refusal> {
@@ -50,6 +50,7 @@ impl Consume {
             })
             .collect::<Result<_, Refusal>>()?;
         let fetched = self
+            .door
             .broker
             .fetch(FetchRequest {
                 topic: topic.clone(),
@@ -64,13 +65,13 @@ impl Consume {
         match format {
             v1::RecordFormat::Batches => Ok(whole_batches(fetched, &topic)),
             v1::RecordFormat::Unspecified | v1::RecordFormat::Records => {
-                let limits = self.broker.limits();
+                let limits = self.door.broker.limits();
                 let bytes_max = some_bytes(request.max_bytes).unwrap_or(limits.response_default);
                 let decoder = Decoder {
                     topic,
                     bytes_max: request.partitions.iter().map(|wanted| some_bytes(wanted.max_bytes)).collect(),
                     budget: ByteCount(bytes_max.get().min(limits.response.get())),
-                    limits: self.broker.record_limits(),
+                    limits: self.door.broker.record_limits(),
                 };
                 decoder.run(fetched).await
             }
@@ -80,7 +81,7 @@ impl Consume {
     async fn open_reader(&self, request: v1::ReadRequest) -> Result<Reading, Refusal> {
         let topic = topic_name(&request.topic)?;
         let request = read_request(topic.clone(), request)?;
-        let reader = self.broker.read(request).await.map_err(|error| topic_refusal(&error, &topic))?;
+        let reader = self.door.broker.read(request).await.map_err(|error| topic_refusal(&error, &topic))?;
         Ok(Reading { topic, reader })
     }
 }
@@ -283,13 +284,13 @@ impl Reading {
 #[tonic::async_trait]
 impl v1::consume_service_server::ConsumeService for Consume {
     async fn fetch(&self, request: Request<v1::FetchRequest>) -> Result<Response<v1::FetchResponse>, Status> {
-        answer(&self.broker, self.fetch_once(request.into_inner()).await)
+        self.door.answer(self.fetch_once(request.into_inner())).await
     }
 
     type ReadStream = Pin<Box<dyn Stream<Item = Result<v1::ReadResponse, Status>> + Send>>;
 
     async fn read(&self, request: Request<v1::ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {
-        let reading = answer(&self.broker, self.open_reader(request.into_inner()).await)?.into_inner();
+        let reading = self.door.answer(self.open_reader(request.into_inner())).await?.into_inner();
         let responses = stream::unfold(reading, |mut reading| async move {
             reading.next().await.map(|response| (response, reading))
         });

@@ -4,8 +4,7 @@ mod stream;
 
 use prost::Message as _;
 use rimstone_broker::{
-    Broker, PartitionAppend, PartitionBatch, Payload, PlainRecord, ProduceOutcome, ProduceRequest,
-    RequestNumbering,
+    PartitionAppend, PartitionBatch, Payload, PlainRecord, ProduceOutcome, ProduceRequest, RequestNumbering,
 };
 use rimstone_proto::v1;
 use rimstone_types::{ByteCount, Offset, PartitionIndex, Timestamp, TopicName};
@@ -17,7 +16,7 @@ use crate::{
         headers_in, offset, producer_epoch, producer_id, producer_name, producer_states, request_number,
         topic_name, topic_names,
     },
-    door::answer,
+    door::Door,
     refusal::Refusal,
     status::{partition_refusal, refusal, topic_refusal},
 };
@@ -25,13 +24,13 @@ use crate::{
 /// The service.
 #[derive(Debug)]
 pub(crate) struct Produce {
-    broker: Broker,
+    door: Door,
     stream_window: ByteCount,
 }
 
 impl Produce {
-    pub(crate) fn new(broker: Broker, stream_window: ByteCount) -> Self {
-        Self { broker, stream_window }
+    pub(crate) fn new(door: Door, stream_window: ByteCount) -> Self {
+        Self { door, stream_window }
     }
 
     async fn init(&self, request: v1::InitProducerRequest) -> Result<v1::InitProducerResponse, Refusal> {
@@ -40,7 +39,7 @@ impl Produce {
             name => Some(producer_name(name)?),
         };
         let topics = topic_names(&request.topics)?;
-        let given = self.broker.init_producer(name, &topics).await.map_err(|error| refusal(&error))?;
+        let given = self.door.broker.init_producer(name, &topics).await.map_err(|error| refusal(&error))?;
         Ok(v1::InitProducerResponse {
             producer_id: given.id.get(),
             producer_epoch: given.epoch.get().into(),
@@ -53,9 +52,10 @@ impl Produce {
         let bytes = ByteCount(request.encoded_len() as u64);
         let request = produce_request(request)?;
         let topic = request.topic.clone();
-        let reservation = self.broker.try_reserve(bytes).map_err(|error| topic_refusal(&error, &topic))?;
+        let reservation =
+            self.door.broker.try_reserve(bytes).map_err(|error| topic_refusal(&error, &topic))?;
         let pending =
-            self.broker.produce(request, reservation).map_err(|error| topic_refusal(&error, &topic))?;
+            self.door.broker.produce(request, reservation).map_err(|error| topic_refusal(&error, &topic))?;
         let outcome = pending.await.map_err(|error| topic_refusal(&error, &topic))?;
         match failure_of_all(&outcome, &topic) {
             Some(refusal) => Err(refusal),
@@ -165,14 +165,14 @@ impl v1::produce_service_server::ProduceService for Produce {
         &self,
         request: Request<v1::InitProducerRequest>,
     ) -> Result<Response<v1::InitProducerResponse>, Status> {
-        answer(&self.broker, self.init(request.into_inner()).await)
+        self.door.answer(self.init(request.into_inner())).await
     }
 
     async fn produce(
         &self,
         request: Request<v1::ProduceRequest>,
     ) -> Result<Response<v1::ProduceResponse>, Status> {
-        answer(&self.broker, self.append(request.into_inner()).await)
+        self.door.answer(self.append(request.into_inner())).await
     }
 
     type ProduceStreamStream = ReceiverStream<Result<v1::ProduceStreamResponse, Status>>;
@@ -181,7 +181,7 @@ impl v1::produce_service_server::ProduceService for Produce {
         &self,
         request: Request<Streaming<v1::ProduceStreamRequest>>,
     ) -> Result<Response<Self::ProduceStreamStream>, Status> {
-        let answers = stream::open(self.broker.clone(), self.stream_window, request.into_inner());
+        let answers = stream::open(self.door.clone(), self.stream_window, request.into_inner());
         Ok(Response::new(ReceiverStream::new(answers)))
     }
 }

@@ -4,7 +4,11 @@ use std::{net::SocketAddr, time::Duration};
 
 use rimstone_broker::Broker;
 use rimstone_proto::{FILE_DESCRIPTOR_SET, v1};
-use tokio::{net::TcpListener, time::sleep};
+use rimstone_store::Health;
+use tokio::{
+    net::TcpListener,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 use tonic::{
     server::NamedService,
@@ -15,7 +19,8 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use tower::util::MapResponseLayer;
 
 use crate::{
-    admin::Admin, connection, consume::Consume, explain::explain, options::GrpcOptions, produce::Produce,
+    admin::Admin, connection, consume::Consume, door::Door, explain::explain, options::GrpcOptions,
+    produce::Produce,
 };
 
 type ProduceServer = v1::produce_service_server::ProduceServiceServer<Produce>;
@@ -37,6 +42,9 @@ const FRAME_BYTES_MAX: u32 = 64 << 10;
 
 /// The longest request head; ours have a few hundred bytes.
 const HEADER_LIST_BYTES_MAX: u32 = 16 << 10;
+
+/// How often the device's health is looked at, which costs a lock.
+const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Once connections are broken, their tasks end as soon as they are polled; this is only for a machine that
 /// hardly gets to it.
@@ -92,18 +100,8 @@ pub async fn serve(
     let incoming = connection::accept(listener, options.connections_max, kill.clone());
     let (health, health_server) = tonic_health::server::health_reporter();
     set_health(&health, ServingStatus::Serving).await;
-    let routes = routes(broker, facts, &options)?.add_service(health_server);
-    let stopped = {
-        let (stop, mut health) = (stop.clone(), health.clone());
-        async move {
-            stop.cancelled().await;
-            set_health(&health, ServingStatus::NotServing).await;
-            // Those who watch get the last word first, then the end of the stream.
-            for service in SERVICES {
-                health.clear_service_status(service).await;
-            }
-        }
-    };
+    let routes = routes(broker.clone(), facts, &options)?.add_service(health_server);
+    let stopped = tell_health(health, broker, stop.clone());
     let server = builder(&options)
         .layer(MapResponseLayer::new(explain))
         .add_routes(routes)
@@ -114,7 +112,7 @@ pub async fn serve(
         () = async { stop.cancelled().await; sleep(drain_deadline).await } => {}
     }
     kill.cancel();
-    if tokio::time::timeout(BREAK_WAIT_MAX, server).await.is_err() {
+    if timeout(BREAK_WAIT_MAX, server).await.is_err() {
         tracing::warn!("connections are still open after they were broken");
     }
     Ok(Drained::Broken)
@@ -122,7 +120,6 @@ pub async fn serve(
 
 fn builder(options: &GrpcOptions) -> Server {
     Server::builder()
-        .timeout(options.request_timeout)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_frame_size(FRAME_BYTES_MAX)
@@ -140,13 +137,14 @@ fn routes(broker: Broker, facts: ServerFacts, options: &GrpcOptions) -> Result<R
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let produce = ProduceServer::new(Produce::new(broker.clone(), options.stream_window))
+    let door = Door::new(broker, options.request_timeout);
+    let produce = ProduceServer::new(Produce::new(door.clone(), options.stream_window))
         .max_decoding_message_size(in_max)
         .max_encoding_message_size(out_max);
-    let consume = ConsumeServer::new(Consume::new(broker.clone()))
+    let consume = ConsumeServer::new(Consume::new(door.clone()))
         .max_decoding_message_size(in_max)
         .max_encoding_message_size(out_max);
-    let admin = AdminServer::new(Admin::new(broker, facts))
+    let admin = AdminServer::new(Admin::new(door, facts))
         .max_decoding_message_size(in_max)
         .max_encoding_message_size(out_max);
     Ok(Routes::new(produce)
@@ -156,8 +154,49 @@ fn routes(broker: Broker, facts: ServerFacts, options: &GrpcOptions) -> Result<R
         .add_service(reflection().build_v1alpha()?))
 }
 
+/// Keeps health true, until the server stops.
+async fn tell_health(mut health: HealthReporter, broker: Broker, stop: CancellationToken) {
+    let mut told = ServingStatus::Serving;
+    while timeout(HEALTH_INTERVAL, stop.cancelled()).await.is_err() {
+        let produces = produce_status(&broker.health());
+        if produces != told {
+            health.set_service_status(ProduceServer::NAME, produces).await;
+            told = produces;
+        }
+    }
+    set_health(&health, ServingStatus::NotServing).await;
+    // Those who watch get the last word first, then the end of the stream.
+    for service in SERVICES {
+        health.clear_service_status(service).await;
+    }
+}
+
+/// A failed sync ends writing until the next start. A full disk does not: it heals by itself.
+fn produce_status(health: &Health) -> ServingStatus {
+    match health {
+        Health::Poisoned { .. } => ServingStatus::NotServing,
+        Health::Healthy | Health::DiskReserveReached { .. } => ServingStatus::Serving,
+    }
+}
+
 async fn set_health(health: &HealthReporter, status: ServingStatus) {
     for service in SERVICES {
         health.set_service_status(service, status).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rimstone_types::ByteCount;
+
+    use super::*;
+
+    #[test]
+    fn a_failed_sync_ends_producing_and_a_full_disk_does_not() {
+        let (free, reserve) = (ByteCount(1), ByteCount(2));
+        assert_eq!(produce_status(&Health::Healthy), ServingStatus::Serving);
+        assert_eq!(produce_status(&Health::DiskReserveReached { free, reserve }), ServingStatus::Serving);
+        let poisoned = Health::Poisoned { reason: "sync failed".to_owned() };
+        assert_eq!(produce_status(&poisoned), ServingStatus::NotServing);
     }
 }

@@ -7,6 +7,7 @@ mod settings;
 #[cfg(test)]
 mod tests;
 mod value;
+mod values;
 
 use std::{
     net::SocketAddr,
@@ -23,7 +24,8 @@ use rimstone_grpc::GrpcOptions;
 use rimstone_store::SyncPreference;
 use rimstone_types::ByteCount;
 use settings::Setting;
-use value::{Kind, Value};
+use value::Kind;
+use values::Values;
 
 /// What a request has around a batch: names, numbers, lengths.
 const REQUEST_FRAME_BYTES: u64 = 4 << 10;
@@ -234,6 +236,12 @@ impl Config {
                 }
             }
         }
+        if self.grpc.request_timeout <= self.broker.limits.fetch_wait {
+            problems.push(Problem::Refused {
+                key: "limits.request_timeout".to_owned(),
+                why: "it must be longer than limits.fetch_wait, or long polls end in errors".to_owned(),
+            });
+        }
         if let Err(why) = crate::telemetry::parse_filter(&self.log.filter) {
             problems.push(Problem::Refused { key: "log.filter".to_owned(), why });
         }
@@ -333,71 +341,5 @@ fn report(setting: &Setting, resolved: &Resolved) -> SettingReport {
         about: setting.about.clone(),
         allowed: setting.kind.allowed(),
         toml: value.to_toml(),
-    }
-}
-
-/// Typed access; a name that is not in the table, or of another kind, is a mistake that every test start finds.
-struct Values<'a>(&'a Resolved);
-
-impl Values<'_> {
-    fn get(&self, name: &str) -> &Value {
-        &self.0.get(name).unwrap_or_else(|| panic!("{name} is not in the table of settings")).0
-    }
-
-    fn address(&self, name: &str) -> SocketAddr {
-        match self.get(name) {
-            Value::Address(address) => *address,
-            other => panic!("{name} is no address but {other:?}"),
-        }
-    }
-
-    fn flag(&self, name: &str) -> bool {
-        match self.get(name) {
-            Value::Flag(flag) => *flag,
-            other => panic!("{name} is no flag but {other:?}"),
-        }
-    }
-
-    fn choice(&self, name: &str) -> &'static str {
-        match self.get(name) {
-            Value::Choice(word) => word,
-            other => panic!("{name} is no choice but {other:?}"),
-        }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        match self.get(name) {
-            Value::Path(path) => path.clone(),
-            other => panic!("{name} is no path but {other:?}"),
-        }
-    }
-
-    fn text(&self, name: &str) -> String {
-        match self.get(name) {
-            Value::Text(text) => text.clone(),
-            other => panic!("{name} is no text but {other:?}"),
-        }
-    }
-
-    fn bytes(&self, name: &str) -> ByteCount {
-        match self.get(name) {
-            Value::Bytes(bytes) => *bytes,
-            other => panic!("{name} is no size but {other:?}"),
-        }
-    }
-
-    fn duration(&self, name: &str) -> Duration {
-        match self.get(name) {
-            Value::Duration(duration) => *duration,
-            other => panic!("{name} is no duration but {other:?}"),
-        }
-    }
-
-    fn count<T: TryFrom<u64>>(&self, name: &str) -> T {
-        match self.get(name) {
-            Value::Count(count) => T::try_from(*count)
-                .unwrap_or_else(|_| panic!("the bound of {name} does not fit where it is used")),
-            other => panic!("{name} is no number but {other:?}"),
-        }
     }
 }

@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use prost::Message as _;
-use rimstone_broker::{Broker, PendingProduce};
+use rimstone_broker::PendingProduce;
 use rimstone_proto::v1::{
     self, ProduceStreamAck, ProduceStreamAppend, ProduceStreamOpen, ProduceStreamOpened,
     ProduceStreamRequest, ProduceStreamResponse, produce_stream_request, produce_stream_response,
@@ -20,7 +20,7 @@ use tonic::{Status, Streaming};
 use super::{produce_request, produce_response};
 use crate::{
     convert::{producer_id, producer_states, topic_names},
-    door::count,
+    door::Door,
     explain::explained,
     refusal::Refusal,
     status::{refusal, topic_refusal},
@@ -59,19 +59,19 @@ enum End {
 
 /// Serves a stream in a task of its own; the answers are what is received.
 pub(super) fn open(
-    broker: Broker,
+    door: Door,
     window: ByteCount,
     requests: Streaming<ProduceStreamRequest>,
 ) -> mpsc::Receiver<Answer> {
     let (answers, received) = mpsc::channel(ANSWERS_WAITING_MAX);
-    let stop = broker.shutdown_token();
+    let stop = door.broker.shutdown_token();
     let window_bytes = u32::try_from(window.get()).unwrap_or(u32::MAX);
-    tokio::spawn(ProduceStream { broker, stop, window_bytes, answers }.serve(requests));
+    tokio::spawn(ProduceStream { door, stop, window_bytes, answers }.serve(requests));
     received
 }
 
 struct ProduceStream {
-    broker: Broker,
+    door: Door,
     stop: CancellationToken,
     window_bytes: u32,
     answers: mpsc::Sender<Answer>,
@@ -97,7 +97,7 @@ impl ProduceStream {
     }
 
     async fn end(&self, refusal: Refusal) {
-        count(&self.broker, &refusal);
+        self.door.count(&refusal);
         // An error means that the client has gone, which is an end as well.
         drop(self.answers.send(Err(refusal.into_status())).await);
     }
@@ -126,7 +126,7 @@ impl ProduceStream {
         let state = match id {
             Some(id) => {
                 let id = producer_id(id)?;
-                self.broker.producer_state(id, &topics).await.map_err(|error| refusal(&error))?
+                self.door.broker.producer_state(id, &topics).await.map_err(|error| refusal(&error))?
             }
             None => Default::default(),
         };
@@ -190,7 +190,7 @@ impl ProduceStream {
         let share = Arc::clone(window).acquire_many_owned(share).await.expect("the window is never closed");
         let taken = self.submit(append.request, ByteCount(bytes)).await;
         if let Err(refusal) = &taken {
-            count(&self.broker, refusal);
+            self.door.count(refusal);
         }
         InFlight { correlation_id: append.correlation_id, taken, _share: share }
     }
@@ -203,9 +203,10 @@ impl ProduceStream {
         let request = request.ok_or_else(|| Refusal::invalid("an append must have a request"))?;
         let request = produce_request(request)?;
         let topic = request.topic.clone();
-        let reservation = self.broker.reserve(bytes).await.map_err(|error| topic_refusal(&error, &topic))?;
+        let reservation =
+            self.door.broker.reserve(bytes).await.map_err(|error| topic_refusal(&error, &topic))?;
         let pending =
-            self.broker.produce(request, reservation).map_err(|error| topic_refusal(&error, &topic))?;
+            self.door.broker.produce(request, reservation).map_err(|error| topic_refusal(&error, &topic))?;
         Ok((topic, pending))
     }
 

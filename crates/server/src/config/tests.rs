@@ -115,6 +115,7 @@ fn values_outside_their_bounds_are_refused_with_what_is_allowed() {
         ("storage.backend", "tape", "local or memory"),
         ("storage.data_directory", "", "it is empty"),
         ("log.filter", "rimstone_store=loud", "log.filter"),
+        ("limits.request_timeout", "1m", "longer than limits.fetch_wait"),
     ] {
         let error = with(None, &[], &[(name, value)]).unwrap_err().to_string();
         assert!(error.contains(name) && error.contains(what), "{name} = {value}: {error}");

@@ -217,4 +217,9 @@ async fn a_stream_that_begins_or_goes_on_wrong_ends() {
     let status = stream.next().await.unwrap_err();
     assert_eq!(explained(&status).1, "INVALID_REQUEST");
     assert!(status.message().contains("open"), "{status:?}");
+
+    // A message over the limit cannot be read, so it cannot be answered by its number.
+    let mut stream = Stream::open(&server).await;
+    stream.append(1, to_partition_0("t", vec![record(None, &"x".repeat(9 << 20))])).await;
+    assert_refused(stream.next().await, Code::InvalidArgument, "INVALID_REQUEST");
 }
