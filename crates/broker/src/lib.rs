@@ -53,4 +53,6 @@ pub use read::{
 };
 pub use reserve::Reservation;
 pub use settings::{SettingError, TopicSetting, TopicSettings};
+// What the calls above take and answer, so that the doors need not know the store.
+pub use rimstone_store::{Health, ReadBatch, StoreState, Visibility};
 pub use topics::{PartitionDescription, TopicDescription, TopicSummary};

@@ -3,11 +3,10 @@
 use std::collections::HashMap;
 
 use rimstone_broker::{
-    FoundOffset, OffsetQuery, PartitionDescription, PartitionOffset, ProducerListing, TopicSetting,
-    TopicSummary,
+    FoundOffset, Health, OffsetQuery, PartitionDescription, PartitionOffset, ProducerListing, StoreState,
+    TopicSetting, TopicSummary, Visibility,
 };
 use rimstone_proto::v1;
-use rimstone_store::{Health, StoreState, Visibility};
 use rimstone_types::{Numbering, PartitionIndex, Timestamp, TopicName};
 use tonic::{Request, Response, Status};
 

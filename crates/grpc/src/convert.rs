@@ -1,10 +1,9 @@
 //! Between messages and the types of the rooms below, in both directions. Numbers that are out of range are
 //! refused by name; nothing is decided.
 
-use rimstone_broker::{ProducerPartition, ProducerState, Reason, StoredRecord};
+use rimstone_broker::{ProducerPartition, ProducerState, ReadBatch, Reason, StoredRecord, Visibility};
 use rimstone_proto::v1;
 use rimstone_record::Header;
-use rimstone_store::{ReadBatch, Visibility};
 use rimstone_types::{
     InvalidName, LogEnds, Numbering, Offset, ProducerEpoch, ProducerId, ProducerName, RequestNumber,
     TopicName,

@@ -1,5 +1,6 @@
 //! Generated messages and services of package `rimstone.v1`. Nothing here is written by hand but the
 //! names of the error reasons; what the messages mean is said in `proto/rimstone/v1/*.proto`.
+#![forbid(unsafe_code)]
 
 /// Package `rimstone.v1`.
 #[allow(missing_docs, missing_debug_implementations, clippy::all)]

@@ -1,5 +1,6 @@
 //! Validated newtypes for every number and name that has a meaning. No I/O, no clock, no sentinels: the
 //! -1 of other protocols lives only in the doors.
+#![forbid(unsafe_code)]
 
 mod offset;
 mod producer;
