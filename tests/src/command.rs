@@ -1,0 +1,113 @@
+//! The command line, run to its end.
+
+use std::{
+    ffi::OsStr,
+    fs::File,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Output, Stdio},
+};
+
+use crate::{binary::rimstone, wait::until};
+
+/// What a command did.
+#[derive(Debug)]
+pub struct Ran {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// What it wrote to stdout.
+    pub stdout: String,
+    /// What it wrote to stderr.
+    pub stderr: String,
+}
+
+impl From<Output> for Ran {
+    fn from(output: Output) -> Self {
+        Self {
+            status: output.status,
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+/// `rimstone` with these arguments, without any setting of the environment.
+pub fn command<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
+    let mut command = Command::new(rimstone());
+    command.args(arguments).stdin(Stdio::null());
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("RIMSTONE_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// Runs a command to its end.
+///
+/// # Panics
+/// If it does not end.
+pub async fn run(mut command: Command) -> Ran {
+    let child = tokio::task::spawn_blocking(move || command.output().expect("the program can be started"));
+    crate::wait::soon(child).await.expect("waiting for a child does not panic").into()
+}
+
+/// Runs a command that must succeed, and gives its stdout.
+///
+/// # Panics
+/// If it fails.
+pub async fn succeed<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> String {
+    let command = command(arguments);
+    let shown = format!("{command:?}");
+    let ran = run(command).await;
+    assert!(ran.status.success(), "{shown} ended with {}\n{}\n{}", ran.status, ran.stdout, ran.stderr);
+    ran.stdout
+}
+
+/// A command that runs beside the test; killed when dropped. Its output goes to files.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    stdout: PathBuf,
+    stderr: PathBuf,
+}
+
+impl Running {
+    /// Starts it; the files are `name.out` and `name.err` in `home`.
+    pub fn start(mut command: Command, home: &Path, name: &str) -> Self {
+        let stdout = home.join(format!("{name}.out"));
+        let stderr = home.join(format!("{name}.err"));
+        let file = |path: &Path| File::create(path).expect("a file can be made in the folder of a test");
+        let child = command.stdout(file(&stdout)).stderr(file(&stderr)).spawn();
+        Self { child: child.expect("the program can be started"), stdout, stderr }
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("a child can be waited for").is_none()
+    }
+
+    /// What it did, once it has ended.
+    ///
+    /// # Panics
+    /// If it does not end.
+    pub async fn ended(&mut self) -> Ran {
+        let status =
+            until("the command ends", async || self.child.try_wait().expect("a child can be waited for"))
+                .await;
+        let text = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
+        Ran { status, stdout: text(&self.stdout), stderr: text(&self.stderr) }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended already.
+        drop(self.child.kill());
+        drop(self.child.wait());
+        if std::thread::panicking() {
+            for path in [&self.stdout, &self.stderr] {
+                println!("--- {} ---\n{}", path.display(), std::fs::read_to_string(path).unwrap_or_default());
+            }
+        }
+    }
+}
