@@ -1,0 +1,121 @@
+//! The binary as a shell sees it, without a server: exit codes, standard output against standard error,
+//! closed pipes. What needs a server is in `tests/`.
+
+use std::{
+    io::Read as _,
+    process::{Command, Output, Stdio},
+};
+
+fn rimstone(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rimstone"));
+    command.args(arguments).stdin(Stdio::null()).env_remove("RIMSTONE_SERVER").env("NO_COLOR", "1");
+    command
+}
+
+fn run(arguments: &[&str]) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = rimstone(arguments).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (status.code().expect("no signal"), text(stdout), text(stderr))
+}
+
+/// An address where nobody listens: the port is taken and given back.
+fn nobody() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().to_string()
+}
+
+#[test]
+fn help_and_version_are_data() {
+    let (code, out, err) = run(&["--help"]);
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert!(out.contains("Exit codes:") && out.contains("produce") && out.contains("--server"), "{out}");
+    let (code, out, _) = run(&["--version"]);
+    assert_eq!((code, out), (0, format!("rimstone {}\n", env!("CARGO_PKG_VERSION"))));
+    let (code, out, _) = run(&["consume", "--help"]);
+    assert!(code == 0 && out.contains("%p partition"), "{out}");
+}
+
+#[test]
+fn a_wrong_command_line_ends_with_2_and_prints_no_data() {
+    for arguments in [
+        &["produce"][..],
+        &["fly"],
+        &["consume", "visits", "--from", "somewhen"],
+        &["consume", "visits", "--format", "%x"],
+        &["consume", "visits", "--follow", "--until", "end"],
+        &["produce", "visits", "--rate", "fast"],
+        &["produce", "visits", "--key-field", "1", "--key-regex", "x"],
+        &["produce", "visits", "--field-separator", ","],
+        &["topic", "create", "visits", "--set", "retention"],
+        &["topic", "create", "visits", "--partitions", "0"],
+        &["topic", "list", "--server", "https://127.0.0.1:1"],
+        &["topic", "list", "--server", "nonsense"],
+        &["serve", "--listen", "here"],
+        &["serve", "--set", "no.such=1"],
+        &["config", "check", "--set", "no.such=1"],
+    ] {
+        let (code, out, err) = run(arguments);
+        assert_eq!((code, out.as_str()), (2, ""), "{arguments:?}: {err}");
+        assert!(err.starts_with("error: "), "{arguments:?}: {err}");
+    }
+}
+
+#[test]
+fn what_is_not_there_ends_with_3() {
+    let (code, _, err) = run(&["produce", "visits", "/nowhere/access.log"]);
+    assert_eq!(code, 3, "{err}");
+    assert!(err.contains("/nowhere/access.log"), "{err}");
+    let (code, _, err) = run(&["config", "check", "--config", "/nowhere/rimstone.toml"]);
+    assert_eq!(code, 3, "{err}");
+}
+
+#[test]
+fn a_server_that_is_not_there_ends_with_4_and_says_how_to_start_one() {
+    let address = nobody();
+    for arguments in [
+        &["topic", "list"][..],
+        &["topic", "create", "visits"],
+        &["produce", "visits"],
+        &["consume", "visits"],
+        &["offsets", "visits"],
+        &["producers", "list"],
+    ] {
+        let output = rimstone(arguments).env("RIMSTONE_SERVER", &address).output().unwrap();
+        let err = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(4), "{arguments:?}: {err}");
+        assert!(output.stdout.is_empty());
+        assert!(err.starts_with("error: no answer from the server: Connection refused"), "{err}");
+        assert!(err.contains("hint: start one with: rimstone serve"), "{err}");
+    }
+}
+
+#[test]
+fn settings_are_data_and_the_verdict_is_not() {
+    let (code, out, err) = run(&["config", "check"]);
+    assert_eq!((code, err.as_str()), (0, "the settings are fine\n"));
+    assert!(out.contains("[storage]") && out.contains("data_directory"), "{out}");
+    let (code, _, err) = run(&["config", "check", "--set", "server.grpc_adress=1"]);
+    assert_eq!(code, 2);
+    assert!(err.contains("server.grpc_address"), "the nearest name is told: {err}");
+}
+
+#[test]
+fn every_shell_has_a_completion_script() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let (code, out, err) = run(&["completions", shell]);
+        assert_eq!((code, err.as_str()), (0, ""), "{shell}");
+        assert!(out.contains("rimstone") && out.contains("consume"), "{shell}");
+    }
+}
+
+#[test]
+fn a_closed_pipe_ends_quietly() {
+    for arguments in [&["completions", "zsh"][..], &["config", "check"], &["--help"]] {
+        let mut child = rimstone(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let mut err = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+        assert!(!err.contains("panicked") && !err.contains("error"), "{arguments:?}: {err}");
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{arguments:?}: {err}");
+    }
+}
