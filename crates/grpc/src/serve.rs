@@ -2,9 +2,8 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use rimstone_broker::Broker;
+use rimstone_broker::{Broker, Health};
 use rimstone_proto::{FILE_DESCRIPTOR_SET, v1};
-use rimstone_store::Health;
 use tokio::{
     net::TcpListener,
     time::{sleep, timeout},

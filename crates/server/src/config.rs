@@ -126,7 +126,7 @@ pub struct SettingReport {
     /// The value without any file, variable or flag.
     pub default: String,
     /// What it means.
-    pub about: String,
+    pub about: &'static str,
     /// What is allowed: unit and bounds.
     pub allowed: String,
     toml: String,
@@ -332,13 +332,13 @@ fn topic_defaults(settings: &[Setting], resolved: &Resolved) -> Result<TopicSett
 
 fn report(setting: &Setting, resolved: &Resolved) -> SettingReport {
     let (value, source) = &resolved[&setting.name()];
-    let default = setting.kind.parse(&setting.default).expect("a test parses every default");
+    let default = setting.kind.parse(setting.default).expect("a test parses every default");
     SettingReport {
         name: setting.name(),
         value: value.to_string(),
         source: source.clone(),
         default: default.to_string(),
-        about: setting.about.clone(),
+        about: setting.about,
         allowed: setting.kind.allowed(),
         toml: value.to_toml(),
     }

@@ -69,7 +69,7 @@ pub(crate) fn resolve(settings: &[Setting], inputs: &Inputs<'_>) -> Result<Resol
     let mut resolved = Resolved::new();
     let mut problems = Vec::new();
     for setting in settings {
-        let value = setting.kind.parse(&setting.default).expect("a test parses every default");
+        let value = setting.kind.parse(setting.default).expect("a test parses every default");
         resolved.insert(setting.name(), (value, Source::Default));
     }
     let mut texts = from_file(settings, inputs.file, &mut problems);

@@ -5,13 +5,13 @@ use std::time::Duration;
 use super::value::Kind;
 
 /// One setting.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Setting {
     pub(crate) section: &'static str,
     pub(crate) key: &'static str,
     pub(crate) kind: Kind,
-    pub(crate) default: String,
-    pub(crate) about: String,
+    pub(crate) default: &'static str,
+    pub(crate) about: &'static str,
 }
 
 impl Setting {
@@ -30,22 +30,31 @@ const fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
+/// Key, kind with bounds, default, meaning.
+type Row = (&'static str, Kind, &'static str, &'static str);
+
 /// All settings, in the order in which they are shown.
 pub(crate) fn all() -> Vec<Setting> {
     let mut settings = Vec::new();
-    settings.extend(server());
-    settings.extend(storage());
-    settings.extend(limits());
-    settings.extend(topic_defaults());
-    settings.extend(log());
+    let mut add = |section, rows: &[Row]| {
+        settings.extend(rows.iter().map(|&(key, kind, default, about)| Setting {
+            section,
+            key,
+            kind,
+            default,
+            about,
+        }));
+    };
+    add("server", &server());
+    add("storage", &storage());
+    add("limits", &door_limits());
+    add("limits", &broker_limits());
+    add("topic_defaults", &topic_defaults());
+    add("log", &log());
     settings
 }
 
-fn setting(section: &'static str, key: &'static str, kind: Kind, default: &str, about: &str) -> Setting {
-    Setting { section, key, kind, default: default.to_owned(), about: about.to_owned() }
-}
-
-fn server() -> impl Iterator<Item = Setting> {
+fn server() -> [Row; 4] {
     [
         ("grpc_address", Kind::Address, "127.0.0.1:9190", "Where gRPC listens"),
         ("web_address", Kind::Address, "127.0.0.1:9180", "Where /metrics, /livez and /readyz listen"),
@@ -62,11 +71,9 @@ fn server() -> impl Iterator<Item = Setting> {
             "How long a stop waits for what is in flight before it breaks connections",
         ),
     ]
-    .into_iter()
-    .map(|(key, kind, default, about)| setting("server", key, kind, default, about))
 }
 
-fn storage() -> impl Iterator<Item = Setting> {
+fn storage() -> [Row; 6] {
     [
         (
             "backend",
@@ -101,18 +108,7 @@ fn storage() -> impl Iterator<Item = Setting> {
             "How often retention is applied, segments are rolled by age and idle producers expire",
         ),
     ]
-    .into_iter()
-    .map(|(key, kind, default, about)| setting("storage", key, kind, default, about))
 }
-
-fn limits() -> impl Iterator<Item = Setting> {
-    door_limits()
-        .into_iter()
-        .chain(broker_limits())
-        .map(|(key, kind, default, about)| setting("limits", key, kind, default, about))
-}
-
-type Row = (&'static str, Kind, &'static str, &'static str);
 
 const fn count(min: u64, max: u64) -> Kind {
     Kind::Count { min, max }
@@ -228,7 +224,7 @@ fn broker_limits() -> [Row; 19] {
 }
 
 /// Settings of a topic by Kafka's names; the broker checks the values.
-fn topic_defaults() -> impl Iterator<Item = Setting> {
+fn topic_defaults() -> [Row; 11] {
     [
         ("partitions", count(1, 10_000), "1", "Partitions of a topic that is created without a number"),
         ("cleanup.policy", Kind::Topic, "delete", "What happens to old records: delete"),
@@ -282,11 +278,9 @@ fn topic_defaults() -> impl Iterator<Item = Setting> {
             "The age at which a segment is rolled, milliseconds from 1000",
         ),
     ]
-    .into_iter()
-    .map(|(key, kind, default, about)| setting("topic_defaults", key, kind, default, about))
 }
 
-fn log() -> impl Iterator<Item = Setting> {
+fn log() -> [Row; 3] {
     [
         (
             "filter",
@@ -303,6 +297,4 @@ fn log() -> impl Iterator<Item = Setting> {
             "Whether log lines are coloured; auto means on a terminal unless NO_COLOR is set",
         ),
     ]
-    .into_iter()
-    .map(|(key, kind, default, about)| setting("log", key, kind, default, about))
 }

@@ -242,7 +242,7 @@ fn the_table_says_what_the_broker_has() {
 fn the_table_is_sound() {
     let settings = settings::all();
     for setting in &settings {
-        let value = setting.kind.parse(&setting.default).unwrap();
+        let value = setting.kind.parse(setting.default).unwrap();
         assert_eq!(setting.kind.parse(&value.to_string()).unwrap(), value, "{}", setting.name());
         assert!(!setting.about.is_empty());
         assert!(setting.kind == Kind::Topic || !setting.kind.allowed().is_empty());
