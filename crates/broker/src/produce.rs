@@ -223,3 +223,6 @@ impl Inner {
         Ok(pending)
     }
 }
+
+#[cfg(test)]
+mod tests;

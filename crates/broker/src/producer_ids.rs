@@ -496,3 +496,6 @@ fn init_error(error: ProducerStateError) -> InitProducerError {
         ProducerStateError::Store(error) => error.into(),
     }
 }
+
+#[cfg(test)]
+mod tests;

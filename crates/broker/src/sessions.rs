@@ -200,3 +200,6 @@ impl Inner {
         self.drive(&session, state);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -49,7 +49,7 @@ impl Broker {
                 server
             }
         };
-        for (_, producer) in &loaded.producers {
+        for producer in loaded.producers.values() {
             storage.fence(producer.id, Some(producer.epoch));
         }
         clear_unknown(&*storage, &loaded, &partitions).await;

@@ -133,9 +133,17 @@ impl CatalogRecord {
             Ok(Self::Topic(name, value))
         } else if let Some(name) = key.strip_prefix("producer:") {
             let name = name.parse::<ProducerName>().map_err(|error| in_key(error.to_string()))?;
-            Ok(Self::Producer(name, value.map(from_json).transpose().map_err(in_key)?))
+            let value = value.map(from_json::<ProducerValue>).transpose().map_err(in_key)?;
+            if value.is_some_and(|value| !value.is_sound()) {
+                return Err(in_key("its id or epoch is outside the format".to_owned()));
+            }
+            Ok(Self::Producer(name, value))
         } else if key == "producer-ids" {
-            Ok(Self::ProducerIds(from_json(must()?).map_err(in_key)?))
+            let value: IdsValue = from_json(must()?).map_err(in_key)?;
+            if value.unnamed_end.max(value.named_end) > ProducerId::NAMED_BIT {
+                return Err(in_key("its ids are outside the format".to_owned()));
+            }
+            Ok(Self::ProducerIds(value))
         } else if key == "server" {
             Ok(Self::Server(from_json(must()?).map_err(in_key)?))
         } else {
@@ -171,6 +179,13 @@ impl Loaded {
             CatalogRecord::ProducerIds(value) => self.ids = value,
             CatalogRecord::Server(value) => self.server = Some(value),
         }
+    }
+}
+
+impl ProducerValue {
+    /// Whether the numbers are ones that this server gives out; the format of batches has room for no others.
+    fn is_sound(&self) -> bool {
+        self.id.is_named() && self.id <= ProducerId::MAX && self.epoch <= ProducerEpoch::MAX
     }
 }
 

@@ -37,11 +37,23 @@ pub(crate) struct Prepared {
     pub(crate) topic: Arc<Topic>,
     /// In order of the partition (plain records), or as sent.
     pub(crate) appends: Vec<PreparedAppend>,
-    /// For plain records, lined up with them: which append, and which record of it.
-    pub(crate) places: Option<Vec<(usize, u32)>>,
+    /// For plain records, lined up with them.
+    pub(crate) places: Option<Vec<Place>>,
     pub(crate) reservation: Reservation,
     pub(crate) arrived: Instant,
 }
+
+/// Where a record of the request is.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Place {
+    /// In which append, counted over the request.
+    pub(crate) append: usize,
+    /// Which record of it.
+    pub(crate) record: u32,
+}
+
+/// Batches, and where each record of the request is in them.
+type Batched = (Vec<PreparedAppend>, Vec<Place>);
 
 /// A batch for a partition.
 #[derive(Debug)]
@@ -126,7 +138,7 @@ impl Inner {
         rules: &Rules<'_>,
         records: Vec<PlainRecord>,
         numbering: Option<RequestNumbering>,
-    ) -> Result<(Vec<PreparedAppend>, Vec<(usize, u32)>), ProduceError> {
+    ) -> Result<Batched, ProduceError> {
         let topic = rules.topic;
         let mut spread = self.spread(topic, numbering)?;
         let mut by_partition: BTreeMap<PartitionIndex, Vec<(usize, NewRecord)>> = BTreeMap::new();
@@ -134,7 +146,7 @@ impl Inner {
             let partition = spread.partition_of(&record);
             by_partition.entry(partition).or_default().push((index, rules.check(record)?));
         }
-        let mut places = vec![(0, 0); by_partition.values().map(Vec::len).sum()];
+        let mut places = vec![Place::default(); by_partition.values().map(Vec::len).sum()];
         let mut appends = Vec::with_capacity(by_partition.len());
         for (partition, records) in by_partition {
             let store = topic.partition(partition)?;
@@ -255,14 +267,14 @@ impl<'a> Rules<'a> {
     }
 
     /// Makes batches of the records of one partition: one, or without a request number as many as are needed.
-    /// `places` learns where each record is, as (append, record), the first append being `first_append`.
+    /// `places` learns where each record is, the first append being `first_append`.
     fn build(
         &self,
         partition: PartitionIndex,
         records: &[(usize, NewRecord)],
         numbering: Option<RequestNumbering>,
         first_append: usize,
-        places: &mut [(usize, u32)],
+        places: &mut [Place],
     ) -> Result<Vec<Batch>, ProduceError> {
         let empty = || {
             let builder = BatchBuilder::new(Compression::None);
@@ -283,7 +295,7 @@ impl<'a> Rules<'a> {
             if numbering.is_none() && !builder.is_empty() && would_have > self.batch_bytes_max {
                 batches.push(std::mem::replace(&mut builder, empty()).build());
             }
-            places[*index] = (first_append + batches.len(), builder.len() as u32);
+            places[*index] = Place { append: first_append + batches.len(), record: builder.len() as u32 };
             builder.push(record).map_err(|error| self.unbuildable(partition, *index, error))?;
             if builder.len() == 1 && builder.estimated_bytes() > self.batch_bytes_max {
                 let (topic, size) = (self.topic.name.clone(), builder.estimated_bytes() as u64);

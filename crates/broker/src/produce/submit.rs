@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, sync::Arc, time::Instant};
 use rimstone_store::{AppendError, AppendTicket, Appended, Backpressure};
 use rimstone_types::{Offset, PartitionIndex};
 
-use super::{PartitionAppend, Prepared, ProduceOutcome, RecordPosition, prepare::PreparedAppend};
+use super::{
+    PartitionAppend, Prepared, ProduceOutcome, RecordPosition,
+    prepare::{Place, PreparedAppend},
+};
 use crate::{
     broker::Inner,
     error::{PartitionAppendError, ProduceError, SubmitRefused},
@@ -19,7 +22,7 @@ use crate::{
 pub(crate) struct Submitted {
     topic: Arc<Topic>,
     parts: Vec<Part>,
-    places: Option<Vec<(usize, u32)>>,
+    places: Option<Vec<Place>>,
     arrived: Instant,
     _reservation: Reservation,
 }
@@ -80,7 +83,7 @@ impl Submitted {
         match self.places {
             None => ProduceOutcome { appends: results, records: Vec::new() },
             Some(places) => {
-                let records = places.iter().map(|(append, record)| position(&results[*append], *record));
+                let records = places.iter().map(|place| position(&results[place.append], place.record));
                 let records = records.collect();
                 ProduceOutcome { appends: merge(results), records }
             }

@@ -238,3 +238,6 @@ impl Inner {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
