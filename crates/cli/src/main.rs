@@ -12,6 +12,7 @@ mod exit;
 mod extract;
 mod format;
 mod global;
+mod inspect;
 mod logs;
 mod offsets;
 mod output;
@@ -57,6 +58,8 @@ enum Command {
     /// Shows and deletes producers
     #[command(subcommand)]
     Producers(producers::Producers),
+    /// Shows what lies in a data directory, without a server; --verify reads every byte
+    Inspect(inspect::Inspect),
     /// Checks the server's settings
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -81,6 +84,7 @@ fn run(cli: Cli) -> Outcome {
         // Without a server there is nothing to wait for.
         Command::Config(command) => command.run(),
         Command::Completions(command) => command.run(),
+        Command::Inspect(command) => command.run(),
         Command::Serve(command) => in_runtime(command.run(&global)),
         Command::Topic(command) => in_runtime(command.run(&global)),
         Command::Produce(command) => in_runtime(command.run(&global)),

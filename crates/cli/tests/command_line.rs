@@ -1,6 +1,8 @@
 //! The binary as a shell sees it, without a server: exit codes, standard output against standard error,
 //! closed pipes. What needs a server is in `tests/`.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
 use std::{
     io::Read as _,
     process::{Command, Output, Stdio},
