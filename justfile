@@ -1,0 +1,60 @@
+# The words of this project. Everything also works without `just`: each recipe is the command itself.
+
+# What there is.
+default:
+    @just --list
+
+# Runs the server on ./data.
+run *arguments:
+    cargo run --release -- serve {{ arguments }}
+
+# Runs all tests, or those whose names contain something.
+test *filter:
+    cargo test --workspace --locked {{ filter }}
+
+# Formats everything.
+format:
+    cargo fmt --all
+
+# Checks formatting, lints, documentation.
+lint:
+    .ci/run format lint docs
+
+# Runs the benches; `just bench batch` runs one.
+bench *arguments:
+    cargo bench --package rimstone-benches {{ arguments }}
+
+# Kills the server five times during a produce, and shows how far it was.
+kills:
+    cargo test --locked --package rimstone-tests --test all -- --nocapture kills
+
+# Cuts the power during a produce so many times (root); RIMSTONE_SEED runs one seed alone.
+power-cut rounds="3":
+    cargo build --release --locked
+    RIMSTONE_BINARY=target/release/rimstone RIMSTONE_POWER_CUTS={{ rounds }} \
+        cargo test --locked --package rimstone-tests --test all -- --nocapture power_cut
+
+# Python with generated stubs, `buf curl` and promtool against a real server.
+foreign:
+    tests/foreign/run.sh
+
+# Lints the protocol and compares it with the one that clients rely on.
+api:
+    .ci/run api
+
+# Makes today's protocol the one that clients rely on: at a release, or on purpose.
+api-release:
+    bash -c 'source tests/foreign/tools.sh target/tools && "$BUF" build proto --exclude-source-info --output tests/foreign/api.binpb'
+
+# Licences, bans, sources of the dependencies.
+deny:
+    .ci/run deny
+
+# Checks what is in deploy/.
+deploy:
+    cargo build --release --locked
+    deploy/check.sh target/release/rimstone
+
+# What CI runs: all of the above that can fail.
+ci:
+    .ci/run
