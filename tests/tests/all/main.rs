@@ -3,6 +3,13 @@
 // A panic is how a test fails.
 #![allow(clippy::unwrap_used)]
 
+mod bad_input;
+mod full_disk;
 mod layering;
 mod power_cut;
 mod produce;
+mod producers;
+mod refusals;
+mod retention;
+mod stops;
+mod written;

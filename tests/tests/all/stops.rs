@@ -1,0 +1,139 @@
+//! Stopping: in order, and by force.
+
+use std::time::Duration;
+
+use rimstone_proto::v1;
+use rimstone_tests::{
+    calls::{Calls, Refusal, to_partition_0},
+    feed::{Feed, assert_kept},
+    history::{assert_exactly, read_all},
+    input::made_up,
+    server::Setup,
+    wait::{soon, until},
+};
+use rustix::process::Signal;
+use tokio::sync::mpsc;
+use tonic::Code;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clean_stop_is_marked_and_keeps_everything() {
+    let home = tempfile::tempdir().unwrap();
+    let mut server = Setup::new(home.path()).start().await;
+    let clean = server.data().join("clean");
+    assert!(!clean.exists(), "a server that runs may crash");
+    Calls::connect(&server).await.create_topic("lines", 3, &[]).await;
+    let lines = made_up(2_000, 11);
+    let acks = Feed::start(&server.endpoint(), "lines", &lines).finish().await;
+    server.stop().await;
+    assert!(clean.exists());
+    let server = server.start_again().await;
+    assert!(!clean.exists());
+    let records = read_all(&server.endpoint(), "lines").await;
+    assert_exactly(&records, &lines);
+    assert_kept(&acks, &records);
+    assert_eq!(server.metric("rimstone_torn_tail_bytes_total"), Some(0.0));
+}
+
+/// Whoever holds a stream is told to connect again; whoever retries loses nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_during_a_produce_ends_streams_and_the_producer_carries_on() {
+    let home = tempfile::tempdir().unwrap();
+    let mut server = Setup::new(home.path()).start().await;
+    let mut calls = Calls::connect(&server).await;
+    calls.create_topic("lines", 3, &[]).await;
+    calls.create_topic("stream", 1, &[]).await;
+
+    // A stream for writing and one for reading, both open.
+    let (send, requests) = mpsc::channel(4);
+    let open = v1::produce_stream_request::Kind::Open(v1::ProduceStreamOpen::default());
+    let append = v1::produce_stream_request::Kind::Append(v1::ProduceStreamAppend {
+        correlation_id: 7,
+        request: Some(to_partition_0("stream", ["first"])),
+    });
+    for kind in [open, append] {
+        send.send(v1::ProduceStreamRequest { kind: Some(kind) }).await.unwrap();
+    }
+    let requests = tokio_stream_of(requests);
+    let mut answers = soon(calls.produce.produce_stream(requests)).await.unwrap().into_inner();
+    assert!(matches!(kind(&mut answers).await, v1::produce_stream_response::Kind::Opened(_)));
+    let v1::produce_stream_response::Kind::Ack(ack) = kind(&mut answers).await else { panic!("no ack") };
+    assert_eq!((ack.correlation_id, ack.error), (7, None));
+    let start = v1::start_position::Position::Earliest(v1::Earliest {});
+    let request = v1::ReadRequest {
+        topic: "stream".to_owned(),
+        start: Some(v1::StartPosition { position: Some(start) }),
+        ..Default::default()
+    };
+    let mut following = soon(calls.consume.read(request)).await.unwrap().into_inner();
+    let first = soon(following.message()).await.unwrap().unwrap();
+    assert_eq!(first.records.unwrap().records.len(), 1);
+
+    let lines = made_up(4_000, 12);
+    let feed = Feed::start(&server.endpoint(), "lines", &lines);
+    feed.allow(3_000);
+    let before = feed.acknowledged_at_least(1_000).await;
+    server.signal(Signal::TERM);
+    for (what, ended) in [
+        ("the stream of requests", soon(answers.message()).await.map(drop)),
+        ("the stream of records", soon(following.message()).await.map(drop)),
+    ] {
+        let refusal = Refusal::of_status(&ended.expect_err(what));
+        assert_eq!((refusal.code, refusal.reason.as_str()), (Code::Unavailable, "SHUTTING_DOWN"), "{what}");
+    }
+    let status = server.ended().await;
+    assert!(status.success(), "{status}");
+    println!("stopped with {before} acknowledged and {} sent", feed.sent());
+    assert!(before < lines.len());
+
+    let server = server.start_again().await;
+    let acks = feed.finish().await;
+    let records = read_all(&server.endpoint(), "lines").await;
+    assert_exactly(&records, &lines);
+    assert_kept(&acks, &records);
+    assert_eq!(server.metric("rimstone_torn_tail_bytes_total"), Some(0.0), "the stop was a clean one");
+}
+
+async fn kind(
+    answers: &mut tonic::Streaming<v1::ProduceStreamResponse>,
+) -> v1::produce_stream_response::Kind {
+    soon(answers.message()).await.unwrap().unwrap().kind.unwrap()
+}
+
+fn tokio_stream_of<T: Send + 'static>(
+    receiver: mpsc::Receiver<T>,
+) -> impl futures::Stream<Item = T> + Send + 'static {
+    futures::stream::unfold(receiver, |mut receiver| async {
+        receiver.recv().await.map(|item| (item, receiver))
+    })
+}
+
+/// A stop does not wait for a client that neither reads nor goes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_has_a_deadline_of_its_own() {
+    let home = tempfile::tempdir().unwrap();
+    let setup = Setup::new(home.path()).setting("server.shutdown_deadline", "500ms");
+    let mut server = setup.start().await;
+    let mut calls = Calls::connect(&server).await;
+    calls.create_topic("t", 1, &[]).await;
+    // A long poll that would last a minute, and a connection that never speaks.
+    let waiting = tokio::spawn(async move {
+        let request = v1::FetchRequest {
+            topic: "t".to_owned(),
+            partitions: vec![v1::FetchPartition::default()],
+            max_wait_ms: 60_000,
+            ..Default::default()
+        };
+        calls.consume.fetch(request).await
+    });
+    let mute = std::net::TcpStream::connect(server.grpc()).unwrap();
+    until("the fetch waits", async || {
+        server.metric("rimstone_waiting_fetches").filter(|count| *count >= 1.0)
+    })
+    .await;
+    let begun = std::time::Instant::now();
+    server.stop().await;
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    drop(mute);
+    // Answered or refused, but not left hanging.
+    drop(soon(waiting).await.unwrap());
+}
