@@ -14,7 +14,8 @@ use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use rimstone_record::{Batch, BatchBuilder, Compression, NewRecord};
 use rimstone_store::{
-    Append, LocalOptions, LocalStorage, OpenMode, PartitionConfig, PartitionStore, Storage, StoreClock, SyncPreference,
+    Append, LocalOptions, LocalStorage, OpenMode, PartitionConfig, PartitionStore, Storage, StoreClock,
+    SyncPreference,
 };
 use rimstone_types::{ByteCount, PartitionId, PartitionIndex, Timestamp, TopicId};
 
@@ -58,7 +59,7 @@ fn group_commit(criterion: &mut Criterion) {
                 continue;
             }
             // On the disk under test, not on a temporary file system in memory.
-            let directory = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a directory");
+            let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
             let storage = open(directory.path(), sync);
             assert_eq!(storage.sync_method().name, name, "{}", storage.sync_method().reason);
             let topic = TopicId(uuid::Uuid::from_u128(7));

@@ -19,7 +19,7 @@ use std::{
 };
 
 use futures::future::BoxFuture;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use rimstone_log::{
     DataDirectory, DirectoryError, FileError, Log, LogConfig, LogPosition, OpenLogError, OpenOptions,
     SaltSource, WITNESS_FILE, Witness, producers,
@@ -83,6 +83,9 @@ pub enum LocalOpenError {
     },
 }
 
+/// The lowest epoch that is taken of each fenced producer; `None`: none is.
+pub(crate) type Fences = HashMap<ProducerId, Option<ProducerEpoch>>;
+
 /// What all partitions share.
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -92,7 +95,7 @@ pub(crate) struct Shared {
     pub(crate) syncer: Syncer,
     pub(crate) counters: Counters,
     pub(crate) guard: DiskGuard,
-    fences: RwLock<HashMap<ProducerId, Option<ProducerEpoch>>>,
+    fences: RwLock<Fences>,
     partitions: RwLock<HashMap<PartitionId, Arc<LocalPartition>>>,
     first_failure: Mutex<Option<String>>,
     pub(crate) closing: AtomicBool,
@@ -107,9 +110,10 @@ impl Shared {
         self.partitions.read().contains_key(&id)
     }
 
-    /// The epoch that fences a producer: `None` if nothing does, `Some(None)` if all of its epochs are fenced.
-    pub(crate) fn fence(&self, producer: ProducerId) -> Option<Option<ProducerEpoch>> {
-        self.fences.read().get(&producer).copied()
+    /// The fences, held as they are: whoever stages a batch holds them until it is staged, so that a fence that
+    /// is up when `fence` returns is known to every submit that is ordered after it.
+    pub(crate) fn fences(&self) -> RwLockReadGuard<'_, Fences> {
+        self.fences.read()
     }
 
     /// A sync failed: every partition on the device that has bytes not yet durable is poisoned, what was
@@ -242,10 +246,17 @@ fn open_partition(
             })?;
             Counters::add(&shared.counters.torn_tail_bytes, report.torn_bytes);
             Counters::add(&shared.counters.damaged_ranges, u64::from(report.damaged_ranges));
-            if !report.from_caches {
-                tracing::info!(
+            let notable = report.torn_bytes > 0 || report.damaged_ranges > 0;
+            if notable {
+                tracing::warn!(
                     partition = %id, end = %log.staged_end(), scanned_bytes = report.scanned_bytes,
-                    rewritten_bytes = report.rewritten_bytes, torn_bytes = report.torn_bytes, "recovered"
+                    rewritten_bytes = report.rewritten_bytes, torn_bytes = report.torn_bytes,
+                    damaged_ranges = report.damaged_ranges, "recovered"
+                );
+            } else if !report.from_caches {
+                tracing::debug!(
+                    partition = %id, end = %log.staged_end(), scanned_bytes = report.scanned_bytes,
+                    rewritten_bytes = report.rewritten_bytes, "recovered"
                 );
             }
             (log, path)

@@ -417,17 +417,17 @@ impl PartitionStore for Arc<LocalPartition> {
                 limit: ByteCount(STAGED_BYTES_MAX),
             });
         }
-        // Under the lock, so that a fence is known to every submit that is ordered after it was put up.
-        let fenced = claim.as_ref().and_then(|claim| {
-            let fence = self.shared.fence(claim.stamp.id)?;
-            fence
-                .is_none_or(|epoch| claim.stamp.epoch < epoch)
-                .then_some(AppendError::Fenced { got: claim.stamp.epoch, current: fence })
-        });
-        if let Some(error) = fenced {
+        // Held until the batch is staged: once `fence` has returned, nothing of an older epoch gets in.
+        let fences = self.shared.fences();
+        if let Some(claim) = &claim
+            && let Some(fence) = fences.get(&claim.stamp.id)
+            && fence.is_none_or(|epoch| claim.stamp.epoch < epoch)
+        {
+            let error = AppendError::Fenced { got: claim.stamp.epoch, current: *fence };
             return Ok(AppendTicket::resolved(Err(error)));
         }
         let offered = state.log.offer(&append.batch, claim.as_ref(), append.expected_end, append.now);
+        drop(fences);
         let (until, answer, staged) = match offered {
             Ok(Offered::Staged { base, last, append_time }) => {
                 let appended = Appended { offsets: Some((base, last)), append_time, duplicate: false };
