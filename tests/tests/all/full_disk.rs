@@ -1,6 +1,6 @@
 //! A full disk: refused by name, read all the same, and written again as soon as space returns.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use rimstone_proto::v1;
 use rimstone_tests::{
@@ -15,14 +15,13 @@ use tonic_types::StatusExt as _;
 
 const MEBIBYTES: u64 = 32;
 
-/// Each on a file system of its own kind, with and without the server's own reserve.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_ext4_that_is_full_heals_by_itself() {
     if let Some(why) = why_no_mounts() {
         return skip("full_disk", why);
     }
     let home = tempfile::tempdir().unwrap();
-    fills_and_heals(Mount::ext4(home.path(), MEBIBYTES), home.path(), "0").await;
+    fills_and_heals(Mount::ext4(home.path(), MEBIBYTES), home.path(), 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -31,7 +30,7 @@ async fn a_tmpfs_that_is_full_heals_by_itself() {
         return skip("full_disk", why);
     }
     let home = tempfile::tempdir().unwrap();
-    fills_and_heals(Mount::tmpfs(home.path(), MEBIBYTES), home.path(), "0").await;
+    fills_and_heals(Mount::tmpfs(home.path(), MEBIBYTES), home.path(), 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -41,13 +40,15 @@ async fn a_reserve_is_kept() {
     }
     let home = tempfile::tempdir().unwrap();
     let mount = Mount::tmpfs(home.path(), MEBIBYTES);
-    fills_and_heals(mount, home.path(), "8 MiB").await;
+    fills_and_heals(mount, home.path(), 8 << 20).await;
 }
 
-async fn fills_and_heals(mut mount: Mount, home: &std::path::Path, reserve: &str) {
+async fn fills_and_heals(mut mount: Mount, home: &Path, reserve: u64) {
     let ballast = mount.point().join("ballast");
     fs::write(&ballast, vec![1; 8 << 20]).unwrap();
-    let setup = Setup::new(home).data(&mount.point().join("data")).setting("storage.disk_reserve", reserve);
+    let setup = Setup::new(home)
+        .data(&mount.point().join("data"))
+        .setting("storage.disk_reserve", &format!("{reserve} B"));
     let mut server = setup.start().await;
     let mut calls = Calls::connect(&server).await;
     calls.create_topic("t", 1, &[("segment.bytes", "4194304")]).await;
@@ -70,6 +71,11 @@ async fn fills_and_heals(mut mount: Mount, home: &std::path::Path, reserve: &str
     println!("{stored} records until full: {refusal:?}");
     assert_eq!((refusal.code, refusal.reason.as_str()), (Code::ResourceExhausted, "DISK_FULL"));
     assert!(stored > 20);
+    if reserve > 0 {
+        let state = rustix::fs::statvfs(mount.point()).unwrap();
+        let free = state.f_bavail * state.f_frsize;
+        assert!(free + (1 << 20) > reserve, "{free} bytes are left of a reserve of {reserve}");
+    }
     // Again the same, as often as one asks; nothing breaks, nothing is poisoned.
     for _ in 0..5 {
         let refusal = told(calls.append(to_partition_0("t", [value(stored)])).await);

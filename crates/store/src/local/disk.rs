@@ -22,6 +22,7 @@ pub(crate) struct DiskGuard {
     began: Instant,
     /// Milliseconds since `began` at which the free space was last looked at, plus 1; 0: never.
     looked_ms: AtomicU64,
+    /// Free bytes when they were looked at, less what was taken since.
     free: AtomicU64,
 }
 
@@ -36,8 +37,30 @@ impl DiskGuard {
         })
     }
 
+    /// Takes so many bytes, if the reserve stays whole.
+    ///
+    /// # Errors
+    /// The free bytes and the reserve.
+    pub(crate) fn take(&self, bytes: ByteCount) -> Result<(), (ByteCount, ByteCount)> {
+        self.look();
+        // What is taken counts at once: a fast writer fills a reserve between two looks.
+        let take = |free: u64| {
+            let left = free.saturating_sub(bytes.get());
+            (left >= self.reserve.get()).then_some(left)
+        };
+        let taken = self.free.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
+        taken.map(drop).map_err(|free| (ByteCount(free), self.reserve))
+    }
+
     /// The free bytes, if they are below the reserve.
     pub(crate) fn below_reserve(&self) -> Option<(ByteCount, ByteCount)> {
+        self.look();
+        let free = self.free.load(Ordering::Relaxed);
+        (free < self.reserve.get()).then_some((ByteCount(free), self.reserve))
+    }
+
+    /// Looks at the device, unless that was done a moment ago.
+    fn look(&self) {
         let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1;
         let looked = self.looked_ms.load(Ordering::Relaxed);
         if looked == 0 || now - looked.min(now) >= LOOK_INTERVAL.as_millis() as u64 {
@@ -46,7 +69,5 @@ impl DiskGuard {
                 self.free.store(state.f_bavail.saturating_mul(state.f_frsize), Ordering::Relaxed);
             }
         }
-        let free = self.free.load(Ordering::Relaxed);
-        (free < self.reserve.get()).then_some((ByteCount(free), self.reserve))
     }
 }

@@ -397,10 +397,10 @@ impl PartitionStore for Arc<LocalPartition> {
             return Err(Backpressure::Closed);
         }
         // The catalog lives out of the reserve, so that topics can be deleted when the disk is full.
-        if self.id.topic != TopicId::CATALOG
-            && let Some((free, reserve)) = self.shared.guard.below_reserve()
-        {
-            return Err(Backpressure::DiskReserve { free, reserve });
+        if self.id.topic != TopicId::CATALOG {
+            let bytes = ByteCount(append.batch.bytes().len() as u64);
+            let taken = self.shared.guard.take(bytes);
+            taken.map_err(|(free, reserve)| Backpressure::DiskReserve { free, reserve })?;
         }
         let claim = producers::Claim::of(append.batch.header(), append.content_hash);
         let mut state = self.state.lock();
