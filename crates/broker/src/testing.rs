@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt, ready};
 use parking_lot::Mutex;
-use rimstone_record::{BatchBuilder, Compression, NewRecord, ProducerStamp};
+use rimstone_record::{Batch, BatchBuilder, Compression, NewRecord, ProducerStamp};
 use rimstone_store::{
     Append, AppendError, AppendTicket, Appended, Backpressure, Batches, Health, LogEnds, Maintained,
     MemoryStorage, OffsetAt, OpenError, OpenMode, PartitionConfig, PartitionStore, ProducerView, ReadError,
@@ -62,14 +62,20 @@ impl Clock for ManualClock {
 pub(crate) struct Script {
     /// Submits are not taken.
     pub(crate) refuse: Option<Backpressure>,
+    /// The next submit is not taken.
+    pub(crate) refuse_next: Option<Backpressure>,
     /// Submits wait here, as for a flusher, until [`Faulty::release`].
     pub(crate) hold: bool,
     /// What waits.
     pub(crate) held: VecDeque<(Append, TicketSender)>,
+    /// Reads find nothing, whatever the ends say.
+    pub(crate) blind: bool,
     /// Reads fail so.
     pub(crate) read_error: Option<ReadError>,
     /// Opening fails so.
     pub(crate) open_error: Option<String>,
+    /// Comes in right behind the next read, before its caller knows what it read.
+    pub(crate) after_read: Option<Append>,
     /// How often it was read.
     pub(crate) reads: u32,
     /// What maintenance answers.
@@ -198,8 +204,8 @@ impl PartitionStore for FaultyPartition {
     fn submit(&self, append: Append) -> Result<AppendTicket, Backpressure> {
         let mut scripts = self.scripts.lock();
         let script = scripts.entry(self.id).or_default();
-        if let Some(refusal) = &script.refuse {
-            return Err(refusal.clone());
+        if let Some(refusal) = script.refuse_next.take().or(script.refuse.clone()) {
+            return Err(refusal);
         }
         if script.hold {
             let (sender, ticket) = AppendTicket::new();
@@ -225,7 +231,20 @@ impl PartitionStore for FaultyPartition {
         if let Some(error) = &script.read_error {
             return ready(Err(error.clone())).boxed();
         }
-        self.inner.read(from, limit)
+        if script.blind {
+            let found = Batches { batches: Vec::new(), next: from, ends: self.inner.ends() };
+            return ready(Ok(found)).boxed();
+        }
+        let after = script.after_read.take();
+        drop(scripts);
+        async move {
+            let read = self.inner.read(from, limit).await;
+            if let Some(append) = after {
+                self.inner.submit(append).expect("the memory store takes it").await.expect("it is appended");
+            }
+            read
+        }
+        .boxed()
     }
 
     fn offset_for_time(&self, at: Timestamp) -> BoxFuture<'_, Result<Option<OffsetAt>, ReadError>> {
@@ -349,6 +368,14 @@ impl Fixture {
     pub(crate) fn ends(&self, topic: &str, partition: u32) -> LogEnds {
         let topic = self.broker.inner.topics.get(&name(topic)).expect("it exists");
         topic.partition(PartitionIndex(partition)).expect("it is open").ends()
+    }
+
+    /// A value that comes in right behind the next read of a partition.
+    pub(crate) fn put_after_read(&self, topic: &str, partition: u32, value: &str) {
+        let bytes = encoded(None, &[value], Timestamp(0));
+        let batch = Batch::verify(bytes, &rimstone_record::Limits::default()).expect("it is a batch");
+        let append = Append { batch, expected_end: None, content_hash: None, now: self.clock.now() };
+        self.store.script(self.partition(topic, partition), |script| script.after_read = Some(append));
     }
 
     /// Everything in a partition, as text.

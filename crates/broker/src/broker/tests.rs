@@ -136,6 +136,11 @@ async fn a_damaged_or_missing_catalog_stops_the_start() {
     assert!(matches!(started, Err(StartError::CatalogUnreadable(_))), "{started:?}");
 
     let store = fixture.store.reopen();
+    store.script(CATALOG_PARTITION, |script| script.blind = true);
+    let started = soon("the refusal", Broker::start(store, still(), fixture.clock.clone())).await;
+    assert!(matches!(started, Err(StartError::CatalogUnreadable(_))), "{started:?}");
+
+    let store = fixture.store.reopen();
     store.script(CATALOG_PARTITION, |script| script.open_error = Some("no header".to_owned()));
     let started = Broker::start(store, still(), fixture.clock.clone()).await;
     assert!(matches!(started, Err(StartError::CatalogOpen(_))), "{started:?}");

@@ -93,6 +93,15 @@ async fn a_long_poll_wakes_for_any_of_its_partitions() {
 }
 
 #[tokio::test]
+async fn what_comes_between_the_read_and_the_wait_is_not_missed() {
+    let fixture = Fixture::new().await;
+    fixture.topic("t", 2).await;
+    fixture.put_after_read("t", 0, "just then");
+    let request = waiting(from("t", &[(0, 0), (1, 0)]));
+    assert_eq!(records(&soon("the answer", fixture.broker.fetch(request)).await.unwrap()), [1, 0]);
+}
+
+#[tokio::test]
 async fn min_bytes_are_waited_for_over_all_partitions() {
     let fixture = Fixture::new().await;
     fixture.topic("t", 2).await;

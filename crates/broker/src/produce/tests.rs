@@ -391,7 +391,7 @@ async fn a_partition_that_takes_nothing_refuses_the_whole_or_its_part() {
     assert!(fixture.values("t", 1).await.is_empty(), "nothing was taken before");
 
     refuse(0, None);
-    refuse(1, staging);
+    refuse(1, staging.clone());
     let outcome = fixture.produce(request()).await.unwrap();
     let reasons: Vec<_> =
         outcome.appends.iter().map(|append| append.result.as_ref().err().map(Failure::reason)).collect();
@@ -399,11 +399,15 @@ async fn a_partition_that_takes_nothing_refuses_the_whole_or_its_part() {
     assert_eq!(outcome.records[1].offset, None);
 
     // What lies behind a refused batch of the same partition is refused too: its order would be lost.
+    refuse(1, None);
+    let id = fixture.partition("t", 1);
+    fixture.store.script(id, |script| script.refuse_next = staging);
     let bytes = |value| encoded(None, &[value], Timestamp(0));
     let outcome =
         fixture.produce(batches("t", vec![(0, bytes("a")), (1, bytes("b")), (1, bytes("c"))])).await;
     let outcome = outcome.unwrap();
     assert!(outcome.appends[1].result.is_err() && outcome.appends[2].result.is_err());
+    assert!(fixture.values("t", 1).await.is_empty());
 
     refuse(1, Some(Backpressure::DiskReserve { free: waiting, reserve: waiting }));
     let refused = fixture.produce(batches("t", vec![(1, bytes("a"))])).await.unwrap_err();

@@ -138,6 +138,15 @@ async fn on_and_on_until_shutdown() {
 }
 
 #[tokio::test]
+async fn what_comes_between_the_read_and_the_wait_is_not_missed() {
+    let fixture = Fixture::new().await;
+    fixture.topic("t", 2).await;
+    fixture.put_after_read("t", 0, "just then");
+    let mut reader = fixture.broker.read(read_from("t", ReadStart::Latest)).await.unwrap();
+    assert_eq!(texts(&soon("the next chunk", reader.next()).await.unwrap().unwrap()), ["just then"]);
+}
+
+#[tokio::test]
 async fn an_end_that_is_not_there_yet_is_waited_for() {
     let fixture = Fixture::new().await;
     fixture.topic("t", 1).await;
