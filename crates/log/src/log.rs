@@ -27,7 +27,7 @@ use crate::{
     reader::LogReader,
     retention::{self, RetentionPlan, SegmentFacts},
     segment::{Access, IndexBuilder, Segment},
-    snapshot,
+    snapshot::{self, KeptSnapshots},
     staging::{AfterWrite, Head, Snapshot, Staged, Step, WriteFailure, WritePlan, capacity},
 };
 
@@ -77,6 +77,8 @@ pub struct Log {
     /// A plan was taken and its outcome is not known yet.
     plan_is_out: bool,
     producers: ProducerTable,
+    /// The snapshot that deleted records rest on.
+    durable_snapshot: Option<Offset>,
 }
 
 /// What recovery, or a clean start, found.
@@ -86,6 +88,7 @@ pub(crate) struct Found {
     pub(crate) head: Head,
     pub(crate) start: Offset,
     pub(crate) producers: ProducerTable,
+    pub(crate) durable_snapshot: Option<Offset>,
 }
 
 impl Log {
@@ -118,7 +121,8 @@ impl Log {
             segment,
         };
         let producers = ProducerTable::new(config.producers.clone());
-        let found = Found { segments: vec![Arc::clone(&head.segment)], head, start: Offset::ZERO, producers };
+        let segments = vec![Arc::clone(&head.segment)];
+        let found = Found { segments, head, start: Offset::ZERO, producers, durable_snapshot: None };
         Ok(Self::assemble(directory, id, config, found))
     }
 
@@ -141,6 +145,7 @@ impl Log {
             staged: Staged::default(),
             plan_is_out: false,
             producers: found.producers,
+            durable_snapshot: found.durable_snapshot,
         }
     }
 
@@ -305,6 +310,7 @@ impl Log {
     pub fn stage_snapshot(&mut self, durable: bool) {
         let offset = self.head.next_offset();
         self.staged.snapshots.push(Snapshot {
+            offset,
             path: files::offset_path(&self.directory, offset, files::PRODUCERS_SUFFIX),
             content: snapshot::encode(offset, &self.producers),
             durable,
@@ -343,6 +349,10 @@ impl Log {
             self.producers.settle(id);
         }
         after.snapshots = plan.staged.snapshots;
+        if let Some(durable) = after.snapshots.iter().rfind(|snapshot| snapshot.durable) {
+            self.durable_snapshot = Some(durable.offset);
+        }
+        after.kept = KeptSnapshots { durable: self.durable_snapshot, durable_end: self.durable.offset };
         self.written = plan.head;
         self.shared.written.store(self.written.next_offset().get(), Ordering::Release);
         after
@@ -419,7 +429,10 @@ impl Log {
         self.head.segment.write_index(self.head.frames.previous_check);
         let offset = self.head.next_offset();
         let path = files::offset_path(&self.directory, offset, files::PRODUCERS_SUFFIX);
-        files::replace_file(&path, &snapshot::encode(offset, &self.producers), false)
+        files::replace_file(&path, &snapshot::encode(offset, &self.producers), false)?;
+        let kept = KeptSnapshots { durable: self.durable_snapshot, durable_end: self.durable.offset };
+        snapshot::remove_old(&self.directory, kept);
+        Ok(())
     }
 
     /// Gives the active segment's descriptor back. Only when nothing is dirty.

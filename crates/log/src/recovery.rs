@@ -176,7 +176,8 @@ fn finish(
     segments.push(Arc::clone(&head.segment));
     let first = segments[0].base;
     let start = snapshot::read_log_start(directory)?.unwrap_or(first).min(head.next_offset());
-    Ok(Found { segments, head, start, producers })
+    let durable_snapshot = snapshot::oldest(directory)?;
+    Ok(Found { segments, head, start, producers, durable_snapshot })
 }
 
 struct Recovery<'a> {

@@ -77,6 +77,43 @@ pub(crate) fn newest(
     Ok(None)
 }
 
+/// Snapshots at or below the durable end that are kept beside the one that deleted records rest on: the newest,
+/// and one more in case it is damaged.
+const RECENT_KEPT: usize = 2;
+
+/// Which snapshots must stay.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct KeptSnapshots {
+    /// The one that was made durable before records were deleted: state of theirs is nowhere else. `None`:
+    /// nothing was deleted.
+    pub(crate) durable: Option<Offset>,
+    /// Snapshots above it may be ahead of what a crash leaves, so they do not stand in for those below.
+    pub(crate) durable_end: Offset,
+}
+
+/// Removes snapshots that nothing needs. Failing is no harm.
+pub(crate) fn remove_old(directory: &Path, kept: KeptSnapshots) {
+    let Ok(all) = files::list_offsets(directory, files::PRODUCERS_SUFFIX) else { return };
+    let below: Vec<_> = all.into_iter().filter(|offset| *offset <= kept.durable_end).collect();
+    for old in below.iter().rev().skip(RECENT_KEPT).filter(|offset| Some(**offset) != kept.durable) {
+        drop(files::remove_file(&files::offset_path(directory, *old, files::PRODUCERS_SUFFIX)));
+    }
+}
+
+/// Removes everything older than a snapshot that is durable.
+pub(crate) fn remove_before(directory: &Path, durable: Offset) {
+    let Ok(all) = files::list_offsets(directory, files::PRODUCERS_SUFFIX) else { return };
+    for old in all.into_iter().filter(|offset| *offset < durable) {
+        drop(files::remove_file(&files::offset_path(directory, old, files::PRODUCERS_SUFFIX)));
+    }
+}
+
+/// The snapshot that deleted records may rest on, in a directory that is opened: the oldest, for those before a
+/// durable one are removed when it is written.
+pub(crate) fn oldest(directory: &Path) -> Result<Option<Offset>, FileError> {
+    Ok(files::list_offsets(directory, files::PRODUCERS_SUFFIX)?.first().copied())
+}
+
 /// Makes a log start durable, before anything below it is deleted.
 ///
 /// # Errors

@@ -16,6 +16,7 @@ use crate::{
     index::IndexEntry,
     producers::Undo,
     segment::{IndexBuilder, Segment},
+    snapshot::{self, KeptSnapshots},
 };
 
 /// Batches of at least this many bytes are written from where they are; smaller ones are copied together, so
@@ -157,6 +158,7 @@ impl Step {
 /// A producer snapshot that goes with a plan: it is written when the frames before it are.
 #[derive(Debug)]
 pub(crate) struct Snapshot {
+    pub(crate) offset: Offset,
     pub(crate) path: PathBuf,
     pub(crate) content: Vec<u8>,
     /// Something waits for it to be durable.
@@ -231,10 +233,8 @@ pub struct AfterWrite {
     pub(crate) sealed: Vec<(Arc<Segment>, u32)>,
     pub(crate) snapshots: Vec<Snapshot>,
     pub(crate) directory: PathBuf,
+    pub(crate) kept: KeptSnapshots,
 }
-
-/// Snapshots kept: the one in use, and older ones in case it is damaged or ahead of what survived.
-const SNAPSHOTS_KEPT: usize = 3;
 
 impl AfterWrite {
     /// Whether there is nothing to do.
@@ -257,15 +257,11 @@ impl AfterWrite {
             match files::replace_file(&snapshot.path, &snapshot.content, snapshot.durable) {
                 Err(error) if snapshot.durable => return Err(error),
                 Err(error) => tracing::warn!(%error, "a producer snapshot was not written"),
+                Ok(()) if snapshot.durable => snapshot::remove_before(&self.directory, snapshot.offset),
                 Ok(()) => {}
             }
         }
-        if let Ok(all) = files::list_offsets(&self.directory, files::PRODUCERS_SUFFIX) {
-            for old in all.iter().rev().skip(SNAPSHOTS_KEPT) {
-                let path = files::offset_path(&self.directory, *old, files::PRODUCERS_SUFFIX);
-                drop(files::remove_file(&path));
-            }
-        }
+        snapshot::remove_old(&self.directory, self.kept);
         Ok(())
     }
 }

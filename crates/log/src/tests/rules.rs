@@ -313,3 +313,45 @@ fn retention_goes_by_size_then_by_time_a_share_at_a_time() {
     let off = LogConfig { retention: false, ..by_time };
     assert_eq!(plan(&sealed, 50, offset(0), &off, Timestamp(1_000_000)).segments, 0);
 }
+
+/// Rolls leave snapshots behind; those of a group that a power cut takes back must not have displaced the one
+/// that deleted records rest on.
+#[test]
+fn a_power_cut_behind_many_rolls_leaves_the_state_of_deleted_batches() {
+    let (directory, mut log) = new_log(600);
+    let (first, claim) = dense(&values(1, 100, 1), 1, 9, 0);
+    log.offer(&first, Some(&claim), None, Timestamp(1)).unwrap();
+    for n in 0..10 {
+        append(&mut log, &values(1, 100, n), 2);
+    }
+    log.stage_snapshot(true);
+    sync(&mut log);
+    let start = log.clamp_start(offset(8));
+    crate::write_log_start(directory.path(), start).unwrap();
+    for segment in log.advance_start(start) {
+        segment.unlink().unwrap();
+    }
+    let durable = log.durable_position();
+    // One group, many rolls, never synced.
+    for n in 0..30 {
+        append(&mut log, &values(1, 100, n), 3);
+    }
+    write(&mut log);
+    drop(log);
+    for base in files::list_offsets(directory.path(), "log").unwrap() {
+        let path = files::offset_path(directory.path(), base, "log");
+        if base > durable.segment {
+            std::fs::remove_file(path).unwrap();
+        } else if base == durable.segment {
+            std::fs::File::options().write(true).open(path).unwrap().set_len(durable.position).unwrap();
+        }
+    }
+    let (mut log, _) = open(directory.path(), 600, Some(durable), false);
+    assert_eq!(log.durable_position().offset, durable.offset);
+    let verdict = log.offer(&first, Some(&claim), None, Timestamp(3));
+    assert!(matches!(verdict, Ok(Offered::Duplicate { .. })), "{verdict:?}");
+    let kept = files::list_offsets(directory.path(), "producers").unwrap().len();
+    append(&mut log, &values(1, 100, 99), 4);
+    sync(&mut log);
+    assert!(files::list_offsets(directory.path(), "producers").unwrap().len() <= kept + 1);
+}
