@@ -35,6 +35,9 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::error::reason;
 
+/// A server that hangs does so for longer than any test.
+const HANG: Duration = Duration::from_secs(3600);
+
 /// How often each fault happens: one time in so many appends; 0 never.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Faults {
@@ -130,6 +133,13 @@ impl World {
 }
 
 impl Partition {
+    /// Fences the older epochs of a named producer; answers its last sequence.
+    pub(crate) fn fence(&mut self, id: ProducerId, epoch: u16) -> Option<Sequence> {
+        let known = self.producers.entry(id).or_default();
+        known.epoch = known.epoch.max(epoch);
+        known.last
+    }
+
     pub(crate) fn append(&mut self, batch: &Batch) -> Result<(u64, bool), v1::ItemError> {
         let ProducerStamp { id, epoch, base, .. } = batch.header().producer.expect("our client numbers");
         let (epoch, first) = (epoch.get(), Sequence::new(base.into()).unwrap());
@@ -354,9 +364,7 @@ impl ProduceService for Fake {
         // The fence is known to every partition before the call answers.
         let id = ProducerId::new(producer_id).unwrap();
         for partition in world.topics.values_mut().flatten() {
-            if let Some(known) = partition.producers.get_mut(&id) {
-                known.epoch = known.epoch.max(producer_epoch as u16);
-            }
+            partition.fence(id, producer_epoch as u16);
         }
         let answer = v1::InitProducerResponse { producer_id, producer_epoch, ..Default::default() };
         Ok(Response::new(answer))
@@ -386,11 +394,19 @@ impl ProduceService for Fake {
                 v1::ProduceStreamOpened { partitions, highest_request_number: None, window_bytes: 1 << 20 };
             let opened = v1::ProduceStreamResponse { kind: Some(ResponseKind::Opened(opened)) };
             let _ = answers.send(Ok(opened)).await;
-            while let Some(Ok(request)) = requests.next().await {
+            // After an answer that was skipped the stream goes on or ends, but does not fall silent: no
+            // server does that, and nobody could tell.
+            let mut silence = HANG;
+            while let Ok(Some(Ok(request))) = tokio::time::timeout(silence, requests.next()).await {
                 let Some(RequestKind::Append(append)) = request.kind else { return };
                 let answer = match fake.append(append) {
                     Ok(Some(ack)) => Ok(v1::ProduceStreamResponse { kind: Some(ResponseKind::Ack(ack)) }),
-                    Ok(None) => continue,
+                    Ok(None) => {
+                        if !fake.world.lock().hang {
+                            silence = Duration::from_millis(50);
+                        }
+                        continue;
+                    }
                     Err(status) => Err(status),
                 };
                 let ends = answer.is_err();
