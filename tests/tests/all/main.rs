@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod bad_input;
+mod format;
 mod full_disk;
 mod layering;
 mod power_cut;
