@@ -23,6 +23,11 @@ impl FileError {
         Self { operation, path: path.display().to_string(), source }
     }
 
+    /// The file is not there.
+    pub fn is_missing(&self) -> bool {
+        self.source.kind() == io::ErrorKind::NotFound
+    }
+
     /// No space, or no quota, is left.
     pub fn is_full(&self) -> bool {
         matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)

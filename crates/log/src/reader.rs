@@ -107,7 +107,18 @@ impl LogReader {
         let mut from = range.from;
         while from < range.until {
             let place = self.place(from, range.until)?;
-            match place.read(from, range, access)? {
+            let collected = match place.read(from, range, access) {
+                // Deleted between the look at the segments and the read: that is out of range, not an error.
+                Err(LogReadError::File(error)) if error.is_missing() && from < self.start() => {
+                    return Err(LogReadError::OutOfRange {
+                        offset: from,
+                        start: self.start(),
+                        end: range.until,
+                    });
+                }
+                collected => collected?,
+            };
+            match collected {
                 Collected::Batches(batches) => return Ok(batches),
                 Collected::Nothing => match place.next_base {
                     Some(next) => from = from.max(next),

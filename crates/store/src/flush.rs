@@ -86,6 +86,8 @@ struct Flusher {
 /// Starts the thread.
 pub(crate) fn start(shared: Arc<Shared>) -> std::io::Result<thread::JoinHandle<()>> {
     thread::Builder::new().name("flush".to_owned()).spawn(move || {
+        // Whoever waits must not wait for ever for a thread that died of a bug.
+        let last_words = LastWords(Arc::clone(&shared));
         let mut flusher = Flusher {
             shared,
             undurable: HashMap::new(),
@@ -95,7 +97,20 @@ pub(crate) fn start(shared: Arc<Shared>) -> std::io::Result<thread::JoinHandle<(
             writers: Vec::new(),
         };
         while flusher.round() {}
+        drop(last_words);
     })
+}
+
+/// Fails everything that waits if the flush thread panics.
+struct LastWords(Arc<Shared>);
+
+impl Drop for LastWords {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.closing.store(true, Ordering::Release);
+            self.0.device_failed("the flush thread panicked");
+        }
+    }
 }
 
 impl Flusher {
