@@ -1,71 +1,31 @@
 //! The one task that owns the connection of a producer: opens the stream, keeps it filled, hands answers to
 //! the queues, and comes back after a break. What an answer means for a partition is decided in `queue`.
 
-use std::{collections::VecDeque, future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use rimstone_proto::v1::{
     self, produce_stream_request::Kind as RequestKind, produce_stream_response::Kind as ResponseKind,
 };
-use rimstone_types::{Offset, PartitionIndex, ProducerEpoch, ProducerId, ProducerName, Timestamp};
 use tokio::{sync::mpsc, time::Instant};
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
 use crate::{
-    connect::Connection,
-    error::{ClientError, Code, reason},
+    error::{ClientError, reason},
     producer::{
         Shared,
-        queue::{Identity, Verdict},
+        link::{Learned, Link, Opened, Sent, ended, learn, open},
+        queue::Verdict,
+        verdict::verdict_of,
     },
     retry::Backoff,
 };
 
-/// Requests between this task and the connection; what is further behind waits in the queues.
-const REQUESTS_QUEUED: usize = 4;
 /// How many topics one `Open` may ask for (said in `produce.proto`).
 const TOPICS_PER_OPEN: usize = 100;
-/// How long a server may take to open a stream.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
 /// With nothing due, look again after this long.
 const IDLE: Duration = Duration::from_secs(60);
 
 type Task<T> = Pin<Box<dyn Future<Output = T> + Send>>;
-
-/// A batch whose answer has not come.
-#[derive(Debug)]
-struct Sent {
-    correlation: u64,
-    queue: usize,
-    uid: u64,
-    topic: Arc<str>,
-    partition: PartitionIndex,
-    bytes: u64,
-}
-
-/// An open stream.
-struct Link {
-    requests: mpsc::Sender<v1::ProduceStreamRequest>,
-    answers: Streaming<v1::ProduceStreamResponse>,
-    /// Answers come in this order.
-    sent: VecDeque<Sent>,
-    sent_bytes: u64,
-    /// How many unanswered bytes the server takes; 0: it did not say.
-    window_bytes: u64,
-}
-
-/// What opening a stream gave.
-struct Opened {
-    /// Kept even if the stream then failed: each new one would raise the epoch.
-    identity: Option<Identity>,
-    topics: Vec<String>,
-    stream: Result<(Link, Vec<v1::ProducerPartitionState>), ClientError>,
-}
-
-struct Learned {
-    topics: Vec<String>,
-    states: Result<Vec<v1::ProducerPartitionState>, ClientError>,
-}
 
 enum Event {
     Woken,
@@ -343,13 +303,6 @@ impl Driver {
     }
 }
 
-impl Link {
-    /// Whether another batch may be sent: at least one always, then as many bytes as the server takes.
-    fn has_window(&self) -> bool {
-        self.sent.is_empty() || self.window_bytes == 0 || self.sent_bytes < self.window_bytes
-    }
-}
-
 /// Waits for a task, for ever if there is none.
 async fn task<T>(task: &mut Option<Task<T>>) -> T {
     match task {
@@ -371,129 +324,4 @@ async fn next_answer(
 ) -> Result<v1::ProduceStreamResponse, ClientError> {
     let Some(answers) = answers else { return std::future::pending().await };
     answers.message().await?.ok_or_else(ended)
-}
-
-fn ended() -> ClientError {
-    ClientError::new(Code::Unavailable, reason::UNREACHABLE, "the server ended the stream")
-}
-
-/// Takes an id if there is none, and opens a stream.
-async fn open(
-    connection: Connection,
-    identity: Option<Identity>,
-    name: Option<ProducerName>,
-    topics: Vec<String>,
-) -> Opened {
-    let mut known = identity;
-    let work = async {
-        let identity = match known {
-            Some(identity) => identity,
-            None => *known.insert(init(&connection, name).await?),
-        };
-        open_stream(&connection, identity, topics.clone()).await
-    };
-    let stream = tokio::time::timeout(OPEN_TIMEOUT, work).await.unwrap_or_else(|_| Err(slow(&connection)));
-    Opened { identity: known, topics, stream }
-}
-
-async fn learn(connection: Connection, identity: Identity, topics: Vec<String>) -> Learned {
-    let work = open_stream(&connection, identity, topics.clone());
-    let opened = tokio::time::timeout(OPEN_TIMEOUT, work).await.unwrap_or_else(|_| Err(slow(&connection)));
-    Learned { topics, states: opened.map(|(_, states)| states) }
-}
-
-fn slow(connection: &Connection) -> ClientError {
-    let message = format!("{} did not open a stream within {OPEN_TIMEOUT:?}", connection.endpoint());
-    ClientError::new(Code::Unavailable, reason::UNREACHABLE, message)
-}
-
-async fn init(connection: &Connection, name: Option<ProducerName>) -> Result<Identity, ClientError> {
-    let name = name.map(String::from).unwrap_or_default();
-    let request = v1::InitProducerRequest { name, topics: Vec::new() };
-    let answer = connection.produce().init_producer(request).await?.into_inner();
-    let invalid =
-        |error| ClientError::protocol(format!("the server gave a producer id that is not one: {error}"));
-    Ok(Identity {
-        id: ProducerId::new(answer.producer_id).map_err(invalid)?,
-        epoch: ProducerEpoch::new(answer.producer_epoch.into()).map_err(invalid)?,
-    })
-}
-
-async fn open_stream(
-    connection: &Connection,
-    identity: Identity,
-    topics: Vec<String>,
-) -> Result<(Link, Vec<v1::ProducerPartitionState>), ClientError> {
-    let (requests, outgoing) = mpsc::channel(REQUESTS_QUEUED);
-    let open = v1::ProduceStreamOpen { producer_id: Some(identity.id.get()), topics };
-    let first = v1::ProduceStreamRequest { kind: Some(RequestKind::Open(open)) };
-    requests.try_send(first).map_err(|_| ClientError::protocol("a new channel has room"))?;
-    let mut answers = connection.produce().produce_stream(ReceiverStream::new(outgoing)).await?.into_inner();
-    let Some(ResponseKind::Opened(opened)) = answers.message().await?.ok_or_else(ended)?.kind else {
-        return Err(ClientError::protocol("the first answer of a produce stream does not open it"));
-    };
-    let window_bytes = opened.window_bytes;
-    Ok((Link { requests, answers, sent: VecDeque::new(), sent_bytes: 0, window_bytes }, opened.partitions))
-}
-
-/// What an answer says of its batch.
-///
-/// # Errors
-/// What ends the producer, or [`reason::PROTOCOL`], which ends the connection.
-fn verdict_of(ack: v1::ProduceStreamAck, partition: PartitionIndex) -> Result<Verdict, ClientError> {
-    if let Some(error) = ack.error {
-        return verdict_of_error(error.into());
-    }
-    let mut appends = ack.response.map(|response| response.appends).unwrap_or_default();
-    let (Some(append), true) = (appends.pop(), appends.is_empty()) else {
-        return Err(ClientError::protocol("an answer to one batch does not tell of one batch"));
-    };
-    if let Some(error) = append.error {
-        return verdict_of_error(error.into());
-    }
-    if append.partition != partition.0 {
-        return Err(ClientError::protocol("an answer tells of another partition"));
-    }
-    let base = append.base_offset.map(Offset::new).transpose();
-    let base = base.map_err(|error| {
-        ClientError::protocol(format!("the server gave an offset that is not one: {error}"))
-    })?;
-    if base.is_none() && !append.duplicate {
-        return Err(ClientError::protocol("an answer to a new batch has no offset"));
-    }
-    let append_time = Timestamp(append.append_time_ms);
-    Ok(Verdict::Stored { base, append_time, duplicate: append.duplicate })
-}
-
-fn verdict_of_error(error: ClientError) -> Result<Verdict, ClientError> {
-    match error.reason.as_str() {
-        reason::SEQUENCE_GAP | reason::UNKNOWN_PRODUCER | reason::PRODUCER_NOT_FOUND => {
-            Ok(Verdict::OutOfOrder(error))
-        }
-        // Somebody else writes under this id, or this producer and the server disagree on what it wrote.
-        reason::PRODUCER_FENCED
-        | reason::NUMBERING_MIXED
-        | reason::NUMBER_REUSED
-        | reason::NUMBER_TOO_OLD => Err(error),
-        reason::BACKPRESSURE
-        | reason::LIMIT_REACHED
-        | reason::TOO_MANY_PRODUCERS
-        | reason::DISK_FULL
-        | reason::PARTITION_POISONED
-        | reason::PARTITION_UNAVAILABLE
-        | reason::SHUTTING_DOWN
-        | reason::APPEND_UNDONE => Ok(Verdict::Refused(error)),
-        _ => match error.code {
-            Code::InvalidArgument
-            | Code::NotFound
-            | Code::OutOfRange
-            | Code::FailedPrecondition
-            | Code::AlreadyExists
-            | Code::PermissionDenied
-            | Code::Unauthenticated
-            | Code::Unimplemented => Ok(Verdict::Rejected(error)),
-            Code::ResourceExhausted => Ok(Verdict::Refused(error)),
-            _ => Ok(Verdict::Unknown(error)),
-        },
-    }
 }

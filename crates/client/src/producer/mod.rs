@@ -5,18 +5,22 @@
 //! |---|---|
 //! | `config` | settings and their bounds |
 //! | `state` | topics and queues behind one lock: where a record goes |
-//! | `queue` | one partition: numbering, resending, giving up. Pure |
-//! | `driver` | the one task that owns the connection |
+//! | `queue`, `parcel` | one partition: numbering, resending, giving up. Pure |
+//! | `driver`, `link` | the one task that owns the connection; opening it |
+//! | `verdict` | what the server's reasons mean for a batch |
 //! | `tracker` | what `flush` waits for |
 //!
 //! Not here: partition hashing and the batch format (`rimstone-record`), deduplication (the server).
 
 mod config;
 mod driver;
+mod link;
+mod parcel;
 mod queue;
 mod record;
 mod state;
 mod tracker;
+mod verdict;
 
 use std::{fmt, num::NonZeroU32, sync::Arc, time::Duration};
 

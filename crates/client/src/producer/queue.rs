@@ -13,7 +13,7 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use rimstone_record::{Batch, BatchBuilder, BuildError, Compression, Limits, NewRecord, ProducerStamp};
+use rimstone_record::{Batch, BatchBuilder, BuildError, Compression, NewRecord, ProducerStamp};
 use rimstone_types::{Numbering, Offset, PartitionIndex, ProducerEpoch, ProducerId, Sequence, Timestamp};
 use tokio::{
     sync::{OwnedSemaphorePermit, oneshot},
@@ -23,7 +23,8 @@ use tokio::{
 use crate::{
     error::{ClientError, Code, reason},
     producer::{
-        record::{Answer, Delivery, DeliveryError, Outcome},
+        parcel::{Content, Parcel, unpack},
+        record::{Answer, Outcome},
         tracker::Token,
     },
     retry::Backoff,
@@ -63,27 +64,6 @@ pub(crate) enum Verdict {
     Rejected(ClientError),
     /// Nobody knows; try again.
     Unknown(ClientError),
-}
-
-/// Records in a batch, and who waits for them.
-#[derive(Debug)]
-struct Parcel {
-    content: Content,
-    count: u32,
-    deadline: Instant,
-    waiters: Vec<oneshot::Sender<Answer>>,
-    /// Dropped when the waiters are answered.
-    token: Option<Token>,
-    /// Room in the producer's buffer, given back with the parcel.
-    _room: OwnedSemaphorePermit,
-}
-
-#[derive(Debug)]
-enum Content {
-    Gathered(BatchBuilder),
-    Encoded(Batch),
-    /// Given up; only its place in the numbering matters.
-    Gone,
 }
 
 /// A batch that still takes records.
@@ -241,7 +221,7 @@ impl Queue {
             if fits && builder.push(record).is_ok() {
                 open.parcel.count += 1;
                 open.parcel.waiters.push(waiter);
-                open.parcel._room.merge(room);
+                open.parcel.room.merge(room);
                 return Ok(Pushed::Joined);
             }
         }
@@ -255,7 +235,7 @@ impl Queue {
             deadline: now + self.config.deadline,
             waiters: vec![waiter],
             token: Some(token()),
-            _room: room,
+            room,
         };
         self.open = Some(Open { parcel, since: now });
         let filled = (full && self.close_open()) || closed_one;
@@ -509,52 +489,6 @@ impl Queue {
         let linger = linger.map(|open| open.since + self.config.linger).filter(|due| *due > now);
         deadlines.min().into_iter().chain(waiting).chain(gathering).chain(hold).chain(linger).min()
     }
-}
-
-impl Parcel {
-    fn stored(
-        self,
-        partition: PartitionIndex,
-        base: Option<Offset>,
-        append_time: Timestamp,
-        duplicate: bool,
-    ) {
-        let _token = self.token;
-        for (delta, waiter) in (0u64..).zip(self.waiters) {
-            let offset = base.and_then(|base| base.checked_add(delta));
-            // The sender may have dropped its handle.
-            let _ = waiter.send(Ok(Delivery { partition, offset, append_time, duplicate }));
-        }
-    }
-
-    fn failed(&mut self, outcome: Outcome, cause: ClientError) {
-        let error = DeliveryError { outcome, cause };
-        let token = self.token.take();
-        if let Some(token) = &token {
-            token.failed(&error);
-        }
-        for waiter in self.waiters.drain(..) {
-            let _ = waiter.send(Err(error.clone()));
-        }
-    }
-}
-
-/// The records of a batch of our own, to be numbered anew.
-fn unpack(batch: &Batch, compression: Compression) -> BatchBuilder {
-    let limits = Limits { batch_bytes: usize::MAX, ratio: u32::MAX, ..Limits::default() };
-    let mut builder = BatchBuilder::new(compression);
-    let records = batch.records(&limits).expect("a batch that was built here can be read");
-    for record in records {
-        let record = record.expect("a record that was written here can be read");
-        let record = NewRecord {
-            key: record.key,
-            value: record.value,
-            headers: record.headers,
-            timestamp: record.timestamp,
-        };
-        builder.push(&record).expect("what fitted once fits again");
-    }
-    builder
 }
 
 #[cfg(test)]

@@ -255,7 +255,7 @@ async fn refusals_that_last_end_at_the_deadline_as_not_stored() {
     let fake = Fake::start(1, &[("logs", 1)], Faults::default()).await;
     let refusal = item(Code::ResourceExhausted, reason::DISK_FULL, &[]);
     fake.world.lock().refuse.insert(("logs".to_owned(), 0), refusal);
-    let producer = producer(&fake).deadline(Duration::from_millis(300)).build().unwrap();
+    let producer = producer(&fake).deadline(Duration::from_secs(2)).build().unwrap();
     let mut pending = Vec::new();
     for number in 0..30 {
         pending.push(producer.send("logs", in_partition(0, &format!("{number:0100}"))).await.unwrap());
@@ -274,7 +274,7 @@ async fn refusals_that_last_end_at_the_deadline_as_not_stored() {
 #[tokio::test]
 async fn an_unknown_outcome_ends_the_numbering_and_a_new_id_goes_on() {
     let fake = Fake::start(1, &[("logs", 2)], Faults::default()).await;
-    let producer = producer(&fake).deadline(Duration::from_millis(300)).build().unwrap();
+    let producer = producer(&fake).deadline(Duration::from_secs(2)).build().unwrap();
     drop(producer.send("logs", in_partition(0, "a")).await.unwrap());
     within(producer.flush()).await.unwrap();
     fake.world.lock().hang = true;
@@ -300,7 +300,7 @@ async fn an_unknown_outcome_ends_the_numbering_and_a_new_id_goes_on() {
 #[tokio::test]
 async fn a_server_that_is_not_there_is_named_at_the_deadline() {
     let fake = Fake::start(1, &[("logs", 1)], Faults::default()).await;
-    let producer = producer(&fake).deadline(Duration::from_millis(200)).build().unwrap();
+    let producer = producer(&fake).deadline(Duration::from_secs(2)).build().unwrap();
     drop(producer.send("logs", in_partition(0, "a")).await.unwrap());
     within(producer.flush()).await.unwrap();
     fake.kill().await;

@@ -3,6 +3,8 @@
 //!
 //! Not here: groups and their offsets.
 
+mod bounds;
+mod builder;
 mod decode;
 mod fetch;
 
@@ -16,10 +18,12 @@ use rimstone_types::{Offset, PartitionIndex, Timestamp};
 use tokio::time::Instant;
 use tonic::Streaming;
 
-use self::decode::Chunk;
-pub use self::fetch::{Fetch, Fetched, fetch};
+use self::{bounds::Cursor, decode::Chunk};
+pub use self::{
+    builder::ReaderBuilder,
+    fetch::{Fetch, Fetched, fetch},
+};
 use crate::{
-    admin::{Admin, OffsetAt, OffsetQuery},
     connect::Connection,
     error::{ClientError, Code, reason},
     retry::Backoff,
@@ -91,105 +95,6 @@ impl Filter {
     }
 }
 
-/// Makes a [`Reader`].
-#[derive(Debug, Clone)]
-pub struct ReaderBuilder {
-    endpoint: String,
-    topic: String,
-    partitions: Vec<PartitionIndex>,
-    start: Option<Start>,
-    end: End,
-    count: Option<u64>,
-    filter: Filter,
-    retry_for: Duration,
-}
-
-impl ReaderBuilder {
-    /// Reads only these partitions. Default: all that there are when reading begins.
-    #[must_use]
-    pub fn partitions(mut self, partitions: impl IntoIterator<Item = PartitionIndex>) -> Self {
-        self.partitions = partitions.into_iter().collect();
-        self
-    }
-
-    /// Where to begin. There is no default: the reader chooses.
-    #[must_use]
-    pub fn start(mut self, start: Start) -> Self {
-        self.start = Some(start);
-        self
-    }
-
-    /// Where to end. Default: never.
-    #[must_use]
-    pub fn end(mut self, end: End) -> Self {
-        self.end = end;
-        self
-    }
-
-    /// Ends after this many records over all partitions.
-    #[must_use]
-    pub fn count(mut self, records: u64) -> Self {
-        self.count = Some(records);
-        self
-    }
-
-    /// Reads only records that meet this.
-    #[must_use]
-    pub fn filter(mut self, filter: Filter) -> Self {
-        self.filter = filter;
-        self
-    }
-
-    /// How long to go on trying without a word from the server. Default 2 minutes.
-    #[must_use]
-    pub fn retry_for(mut self, patience: Duration) -> Self {
-        self.retry_for = patience;
-        self
-    }
-
-    /// The reader. Nothing is sent yet. Must be called within a Tokio runtime.
-    ///
-    /// # Errors
-    /// [`Code::InvalidArgument`] without a start, or for an address that is not one.
-    pub fn build(self) -> Result<Reader, ClientError> {
-        let start = self.start.ok_or_else(|| {
-            ClientError::invalid("a reader needs a start: earliest, latest, an offset or a time")
-        })?;
-        Ok(Reader {
-            connection: Connection::new(&self.endpoint)?,
-            topic: self.topic,
-            partitions: self.partitions,
-            start,
-            end: self.end,
-            remaining: self.count,
-            filter: self.filter,
-            retry_for: self.retry_for,
-            cursors: None,
-            stream: None,
-            chunk: None,
-            progress: false,
-            silent_since: None,
-            backoff: Backoff::default(),
-            retry_at: None,
-        })
-    }
-}
-
-/// Where a partition stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Cursor {
-    next: Offset,
-    end: Option<Offset>,
-    /// Something of it has been handed out, so nothing before `next` may be left out any more.
-    begun: bool,
-}
-
-impl Cursor {
-    fn is_done(&self) -> bool {
-        self.end.is_some_and(|end| self.next >= end)
-    }
-}
-
 /// Reads records of one topic: per partition in the order of their offsets, each once, none left out.
 ///
 /// A lost connection and an answer of "not now" are tried again with backoff for as long as
@@ -219,16 +124,7 @@ pub struct Reader {
 impl Reader {
     /// Settings for a reader of `topic` at `endpoint` (`host:port` or `http://host:port`).
     pub fn builder(endpoint: &str, topic: &str) -> ReaderBuilder {
-        ReaderBuilder {
-            endpoint: endpoint.to_owned(),
-            topic: topic.to_owned(),
-            partitions: Vec::new(),
-            start: None,
-            end: End::Never,
-            count: None,
-            filter: Filter::default(),
-            retry_for: Duration::from_secs(120),
-        }
+        ReaderBuilder::new(endpoint, topic)
     }
 
     /// The next record; `None` at the end. Dropping the future before it is ready loses nothing.
@@ -318,7 +214,7 @@ impl Reader {
             self.retry_at = None;
         }
         if self.cursors.is_none() {
-            self.cursors = Some(self.find_bounds().await?);
+            self.cursors = Some(bounds::find(self).await?);
             return Ok(());
         }
         if self.stream.is_none() {
@@ -415,71 +311,6 @@ impl Reader {
             ..Default::default()
         }
     }
-
-    /// Where each partition begins and ends.
-    async fn find_bounds(&self) -> Result<BTreeMap<PartitionIndex, Cursor>, ClientError> {
-        let admin = Admin::over(self.connection.clone());
-        let mut asked = self.partitions.clone();
-        if let Start::Offsets(offsets) = &self.start {
-            asked = offsets.keys().copied().collect();
-        }
-        let find = async |query| {
-            let found = admin.list_offsets(&self.topic, &asked, query).await?;
-            Ok::<_, ClientError>(by_partition(found))
-        };
-        let earliest = find(OffsetQuery::Earliest).await?;
-        let latest = find(OffsetQuery::Latest).await?;
-        let starts = match self.start {
-            Start::Time(time) => find(OffsetQuery::At(time)).await?,
-            _ => BTreeMap::new(),
-        };
-        let ends = match self.end {
-            End::Time(time) => find(OffsetQuery::At(time)).await?,
-            _ => BTreeMap::new(),
-        };
-        let mut cursors = BTreeMap::new();
-        for (partition, last) in &latest {
-            let first = earliest.get(partition).copied().flatten().unwrap_or(Offset::ZERO);
-            let last = last.unwrap_or(first);
-            let explicit = |offset: Offset| self.in_range(*partition, offset, first, last);
-            let next = match &self.start {
-                Start::Earliest => first,
-                Start::Latest => last,
-                Start::Offset(offset) => explicit(*offset)?,
-                Start::Time(_) => starts.get(partition).copied().flatten().unwrap_or(last),
-                Start::Offsets(offsets) => explicit(offsets.get(partition).copied().unwrap_or(first))?,
-            };
-            let end = match self.end {
-                End::Never => None,
-                End::Latest => Some(last),
-                End::Offset(offset) => Some(offset),
-                End::Time(_) => Some(ends.get(partition).copied().flatten().unwrap_or(last)),
-            };
-            cursors.insert(*partition, Cursor { next, end, begun: false });
-        }
-        Ok(cursors)
-    }
-
-    fn in_range(
-        &self,
-        partition: PartitionIndex,
-        offset: Offset,
-        first: Offset,
-        last: Offset,
-    ) -> Result<Offset, ClientError> {
-        if (first..=last).contains(&offset) {
-            return Ok(offset);
-        }
-        let message = format!(
-            "offset {offset} is outside topic {}, partition {partition}, which holds {first} to {last}",
-            self.topic
-        );
-        Err(ClientError::new(Code::OutOfRange, reason::OFFSET_OUT_OF_RANGE, message)
-            .with("topic", &self.topic)
-            .with("partition", partition)
-            .with("log_start_offset", first)
-            .with("high_watermark", last))
-    }
 }
 
 impl fmt::Debug for Reader {
@@ -492,10 +323,6 @@ impl fmt::Debug for Reader {
             .field("cursors", &self.cursors)
             .finish_non_exhaustive()
     }
-}
-
-fn by_partition(found: Vec<OffsetAt>) -> BTreeMap<PartitionIndex, Option<Offset>> {
-    found.into_iter().map(|at| (at.partition, at.offset)).collect()
 }
 
 fn message_of(filter: &Filter) -> v1::RecordFilter {

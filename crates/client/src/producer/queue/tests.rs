@@ -4,13 +4,17 @@
 use std::sync::Arc;
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use rimstone_record::Limits;
 use tokio::sync::{Semaphore, oneshot::error::TryRecvError};
 
 use super::*;
 use crate::{
     error::Code,
     fake::{Partition, item},
-    producer::tracker::Tracker,
+    producer::{
+        record::{DeliveryError, Outcome},
+        tracker::Tracker,
+    },
 };
 
 /// A producer, its queue, the network and the server, all driven by one random number generator.
