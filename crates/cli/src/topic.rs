@@ -129,7 +129,8 @@ impl Create {
         let settings: Vec<_> = self.set.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         match admin.create_topic(&self.topic, self.partitions.unwrap_or(0), &settings).await {
             Ok(topic) if !quiet => {
-                note(format!("made topic {} with {} partitions", topic.name, topic.partitions))
+                let plural = if topic.partitions == 1 { "" } else { "s" };
+                note(format!("made topic {} with {} partition{plural}", topic.name, topic.partitions));
             }
             Ok(_) => {}
             Err(error) if self.if_not_exists && error.is("TOPIC_EXISTS") => {
