@@ -107,11 +107,18 @@ impl Feed {
     /// If one is not.
     pub async fn finish(self) -> Vec<Ack> {
         self.allow(usize::MAX);
-        crate::wait::soon(self.sending).await.expect("sending does not panic");
-        crate::wait::soon(self.recording)
-            .await
+        // A line has its own deadline, after which it fails with a reason: this waits longer.
+        let recorded = tokio::time::timeout(2 * PATIENCE, self.recording).await;
+        let (sent, acknowledged) = (*self.sent.borrow(), *self.counted.borrow());
+        recorded
+            .unwrap_or_else(|_| {
+                panic!("{acknowledged} lines of {sent} sent are acknowledged, and then nothing")
+            })
             .expect("recording does not panic")
-            .expect("every line is acknowledged in the end");
+            .unwrap_or_else(|error| {
+                panic!("{acknowledged} lines of {sent} are acknowledged, then: {error:?}")
+            });
+        crate::wait::soon(self.sending).await.expect("sending does not panic");
         Arc::try_unwrap(self.acks)
             .expect("the tasks have ended")
             .into_inner()

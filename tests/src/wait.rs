@@ -1,6 +1,6 @@
 //! Waiting for a condition with a deadline, never for a time.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, panic::Location, time::Duration};
 
 use tokio::time::{Instant, sleep, timeout};
 
@@ -15,8 +15,12 @@ const LOOK: Duration = Duration::from_millis(5);
 ///
 /// # Panics
 /// If it does not resolve within [`PATIENCE`].
-pub async fn soon<T>(future: impl Future<Output = T>) -> T {
-    timeout(PATIENCE, future).await.expect("the test waited too long")
+#[track_caller]
+pub fn soon<T>(future: impl Future<Output = T>) -> impl Future<Output = T> {
+    let caller = Location::caller();
+    async move {
+        timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("{caller} waited longer than {PATIENCE:?}"))
+    }
 }
 
 /// Looks again and again until there is something.
