@@ -86,7 +86,8 @@ async fn round(seed: u64) -> usize {
     let mut mount = Mount::ext4(home.path(), IMAGE_MEBIBYTES);
     let lines = made_up(LINES as u64, seed);
     // Two cuts of three with the one sync for all, which is what needs the proof.
-    let (setting, method) = if seed % 3 == 0 { ("fdatasync", "fdatasync") } else { ("auto", "syncfs") };
+    let (setting, method) =
+        if seed.is_multiple_of(3) { ("fdatasync", "fdatasync") } else { ("auto", "syncfs") };
     let setup = Setup::new(home.path()).data(&mount.point().join("data")).setting("storage.sync", setting);
     let mut server = setup.start().await;
     let sync = server.admin().describe_server().await.unwrap().sync_method;
