@@ -191,6 +191,10 @@ impl Storage for Faulty {
         self.statistics.lock().clone()
     }
 
+    fn identity(&self) -> uuid::Uuid {
+        self.memory.identity()
+    }
+
     fn sync_method(&self) -> SyncMethod {
         SyncMethod { name: "memory", reason: "a \"test\"".to_owned() }
     }

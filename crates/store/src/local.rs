@@ -201,11 +201,6 @@ impl LocalStorage {
         self.shared.directory.path()
     }
 
-    /// The identity that was made with the data directory.
-    pub fn server_id(&self) -> Uuid {
-        self.shared.directory.server_id()
-    }
-
     /// Whether the last run stopped cleanly.
     pub fn was_clean(&self) -> bool {
         self.shared.directory.was_clean()
@@ -348,6 +343,10 @@ impl Storage for LocalStorage {
 
     fn fence(&self, producer: ProducerId, epoch: Option<ProducerEpoch>) {
         self.shared.fences.write().insert(producer, epoch);
+    }
+
+    fn identity(&self) -> Uuid {
+        self.shared.directory.server_id()
     }
 
     fn health(&self) -> Health {

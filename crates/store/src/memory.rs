@@ -17,6 +17,7 @@ use std::{
 use futures::future::{BoxFuture, FutureExt, ready};
 use parking_lot::{Mutex, RwLock};
 use rimstone_types::{ByteCount, PartitionId, ProducerEpoch, ProducerId, TopicId};
+use uuid::Uuid;
 
 use crate::{
     Health, OpenError, OpenMode, PartitionConfig, PartitionStore, Storage, StoreError, StoreStatistics,
@@ -48,6 +49,7 @@ struct Kept {
 /// What the partitions of a store share.
 #[derive(Debug)]
 struct Shared {
+    identity: Uuid,
     capacity: ByteCount,
     closed: AtomicBool,
     /// Read through the whole of a submit, so that a fence that was set has no submit behind it that did not
@@ -71,7 +73,12 @@ impl MemoryStorage {
 
     /// An empty store that refuses appends while it holds `capacity` or more.
     pub fn with_capacity(capacity: ByteCount) -> Self {
+        Self::with_identity(capacity, Uuid::new_v4())
+    }
+
+    fn with_identity(capacity: ByteCount, identity: Uuid) -> Self {
         let shared = Shared {
+            identity,
             capacity,
             closed: AtomicBool::new(false),
             fences: RwLock::default(),
@@ -83,7 +90,7 @@ impl MemoryStorage {
     /// What a closed store held, opened again: as after a clean stop and a start. Fences are the caller's to
     /// set again.
     pub fn reopen(&self) -> Self {
-        let next = Self::with_capacity(self.shared.capacity);
+        let next = Self::with_identity(self.shared.capacity, self.shared.identity);
         let held = self.shared.counters.held_bytes.load(Ordering::Relaxed);
         next.shared.counters.held_bytes.store(held, Ordering::Relaxed);
         for (&id, kept) in self.partitions.lock().iter() {
@@ -190,6 +197,10 @@ impl Storage for MemoryStorage {
             segments_deleted: counters.segments_deleted.load(Ordering::Relaxed),
             ..StoreStatistics::default()
         }
+    }
+
+    fn identity(&self) -> Uuid {
+        self.shared.identity
     }
 
     fn sync_method(&self) -> SyncMethod {

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use rimstone_types::{ByteCount, PartitionId, ProducerEpoch, ProducerId, TopicId};
+use uuid::Uuid;
 
 use crate::partition::PartitionStore;
 
@@ -27,6 +28,9 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     /// From the return of this call on no `submit` of any partition takes a batch of `producer` with an
     /// epoch below `epoch`, or of any epoch for `None`. The caller has made the fence durable itself.
     fn fence(&self, producer: ProducerId, epoch: Option<ProducerEpoch>);
+
+    /// The identity that was made with the store, and that it keeps.
+    fn identity(&self) -> Uuid;
 
     /// How the device is.
     fn health(&self) -> Health;

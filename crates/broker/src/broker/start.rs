@@ -11,7 +11,6 @@ use rimstone_store::{OpenError, OpenMode, PartitionConfig, Storage};
 use rimstone_types::{Offset, PartitionId, PartitionIndex, Timestamp, TopicId, TopicName};
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use uuid::Uuid;
 
 use super::{Broker, Inner, OPENS_AT_ONCE};
 use crate::{
@@ -44,7 +43,7 @@ impl Broker {
         let server = match loaded.server {
             Some(server) => server,
             None => {
-                let server = ServerValue { server_id: Uuid::new_v4(), created_ms: now.as_millis() };
+                let server = ServerValue { server_id: storage.identity(), created_ms: now.as_millis() };
                 catalog.append(&[CatalogRecord::Server(server)], now).await?;
                 server
             }
@@ -63,7 +62,7 @@ impl Broker {
         }
         let limits = &config.limits;
         let inner = Arc::new(Inner {
-            server_id: server.server_id,
+            server_id: storage.identity(),
             started: now,
             topics,
             producers: Producers::new(loaded.producers, loaded.ids),

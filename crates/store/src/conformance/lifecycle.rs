@@ -51,7 +51,9 @@ pub async fn a_restart_changes_nothing<H: Harness>() {
         let (ends, all) = (partition.0.ends(), partition.read_all().await);
         let last =
             partition.0.append_time_at(offset(ends.stable.get() - 1)).await.expect("the log can be read");
+        let identity = harness.storage().identity();
         (harness, partition) = restart(harness, partition, &config).await;
+        assert_eq!(harness.storage().identity(), identity);
         assert_eq!(partition.0.ends(), ends);
         assert_eq!(partition.read_all().await, all);
         let again =
