@@ -195,6 +195,7 @@ impl Recovery<'_> {
         let attested = self.attested_end().map_err(open_error)?;
         let end = self.valid_end(attested).map_err(open_error)?;
         let set_aside = self.set_aside(&end)?;
+        snapshot::remove_ahead(self.directory, end.offset)?;
         self.rewrite(attested, &end)?;
         let (producers, builder, last_check) = self.rebuild(&end).map_err(open_error)?;
         let head = self.head(&end, builder, last_check, set_aside)?;

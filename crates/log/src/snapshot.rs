@@ -108,6 +108,20 @@ pub(crate) fn remove_before(directory: &Path, durable: Offset) {
     }
 }
 
+/// Removes the snapshots above the end that a recovery has found, durably: they speak of batches that are gone,
+/// and would be believed again as soon as other batches have taken their offsets.
+///
+/// # Errors
+/// [`FileError`].
+pub(crate) fn remove_ahead(directory: &Path, end: Offset) -> Result<(), FileError> {
+    let mut ahead = files::list_offsets(directory, files::PRODUCERS_SUFFIX)?;
+    ahead.retain(|offset| *offset > end);
+    for offset in &ahead {
+        files::remove_file(&files::offset_path(directory, *offset, files::PRODUCERS_SUFFIX))?;
+    }
+    if ahead.is_empty() { Ok(()) } else { files::sync_directory(directory) }
+}
+
 /// The snapshot that deleted records may rest on, in a directory that is opened: the oldest, for those before a
 /// durable one are removed when it is written.
 pub(crate) fn oldest(directory: &Path) -> Result<Option<Offset>, FileError> {

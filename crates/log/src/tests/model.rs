@@ -234,3 +234,21 @@ proptest! {
         run(segment_bytes, &operations);
     }
 }
+
+/// A snapshot of the producers was written at a roll, and the crash took the batches that it knew of: it must not
+/// be believed once other batches have taken their offsets.
+#[test]
+fn a_snapshot_from_beyond_the_end_is_not_believed_later() {
+    let crash = Operation::Crash { kept: 0, spoil: false, witnessed: false };
+    run(
+        500,
+        &[
+            Operation::Produce { producer: 2, records: 2 },
+            Operation::Append { records: 1, size: 0 },
+            Operation::Write,
+            crash.clone(),
+            crash,
+            Operation::Produce { producer: 2, records: 1 },
+        ],
+    );
+}
