@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod bad_input;
+mod failing_disk;
 mod format;
 mod full_disk;
 mod layering;

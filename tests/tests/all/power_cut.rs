@@ -13,7 +13,7 @@ use std::{
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use rimstone_tests::{
-    calls::Calls,
+    calls::{Calls, to_partition_0},
     feed::{Feed, assert_kept},
     history::{Read, assert_exactly, assert_in_order, read_all},
     input::{Line, made_up},
@@ -21,6 +21,8 @@ use rimstone_tests::{
     server::Setup,
     skip::{skip, why_no_mounts},
 };
+
+use crate::failing_disk::{self, Fault, append_until_refused};
 
 /// Enough for CI; `just power-cut 50` runs more.
 const ROUNDS: u64 = 3;
@@ -56,6 +58,42 @@ fn a_power_cut_takes_what_was_not_synced() {
     assert_eq!(fs::read(&synced).unwrap(), [1; 4096]);
     let survived = fs::read(&cached).unwrap_or_default();
     assert_ne!(survived, [2; 4096], "the file system wrote this by itself, or the cut is none");
+    mount.unmount();
+}
+
+/// After a failed sync and a kill the page cache has bytes that pass every check and are not on the device. What
+/// the next start serves of them must survive a power cut right after that start.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_start_serves_is_on_the_device_even_after_a_failed_sync() {
+    if let Some(why) = why_no_mounts().or_else(failing_disk::why_not) {
+        return skip("power_cut", why);
+    }
+    let home = tempfile::tempdir().unwrap();
+    let mut mount = Mount::ext4(home.path(), IMAGE_MEBIBYTES);
+    let mut server = Setup::new(home.path()).data(&mount.point().join("data")).start().await;
+    let mut calls = Calls::connect(&server).await;
+    calls.create_topic("t", 1, &[]).await;
+    let fault = Fault::begin(&server, "syncfs:error=EIO").await;
+    let (acknowledged, refusal) = append_until_refused(&mut calls, "sent").await;
+    assert_eq!(refusal.reason, "APPEND_UNKNOWN");
+    server.kill();
+    drop(fault);
+    let switch = mount.switch();
+    server = server.start_again().await;
+    let served = Calls::connect(&server).await.fetch("t", 0).await.unwrap();
+    switch.cut();
+    server.kill();
+    mount.unmount();
+    mount.mount();
+    println!("{acknowledged} acknowledged, {} served by the next start", served.next_offset);
+    assert!(served.next_offset > acknowledged, "what was in doubt was in the page cache, and is kept");
+    server = server.start_again().await;
+    let mut calls = Calls::connect(&server).await;
+    let now = calls.fetch("t", 0).await.unwrap();
+    assert_eq!((now.records, now.error), (served.records, None), "what was served is gone");
+    let next = calls.append(to_partition_0("t", ["next"])).await.unwrap();
+    assert_eq!(next.base_offset, Some(served.next_offset));
+    server.stop().await;
     mount.unmount();
 }
 
