@@ -24,6 +24,16 @@ lint:
 bench *arguments:
     cargo bench --package rimstone-benches {{ arguments }}
 
+# What a server with many partitions costs: start, memory, descriptors, idle CPU.
+partitions count="1000":
+    cargo build --release --locked
+    benches/partitions.sh {{ count }}
+
+# Writes the golden directories of a new format version; released ones are never written again.
+golden version:
+    test ! -e tests/golden/{{ version }}
+    cargo run --locked --package rimstone-log --example golden -- tests/golden/{{ version }}
+
 # Kills the server five times during a produce, and shows how far it was.
 kills:
     cargo test --locked --package rimstone-tests --test all -- --nocapture kills

@@ -183,6 +183,15 @@ def witness(path, topic, partition):
     return best[1]
 
 
+def log_start(folder, first):
+    path = folder / "log-start"
+    if not path.exists():
+        return 0
+    magic, start, check = struct.unpack(">8sQI", path.read_bytes())
+    valid = magic == b"RIMSTLST" and check == zlib.crc32(path.read_bytes()[:16])
+    return start if valid else first
+
+
 def check_seal(payload, batches, path):
     (next_offset, records, frames, first, last, largest, _) = struct.unpack(">QQIqqqQ", payload)
     require(frames == len(batches) and records == sum(len(batch["records"]) for batch in batches), "totals of %s" % path)
@@ -224,6 +233,7 @@ def read(data, topic, partition):
     require(segments, "a partition has a segment")
     seen = [(segment, list(segment.frames())) for segment in segments]
     claims = [frame[3] for _, frames in seen for _, frame in frames if frame]
+    start = log_start(folder, segments[0].base)
     attested = max(claims + [witness(data / "witness", topic, partition)])
     next_offset, last_time, totals = segments[0].base, NO_TIME, {"segments": 0, "frames": 0, "sealed": 0, "indexed": 0}
     lost_from = None
@@ -257,7 +267,8 @@ def read(data, topic, partition):
             next_offset = records[-1]["offset"] + 1
             batches.append({"position": position, "time": time, "records": records})
             for record in records:
-                yield dict(record, append_time_ms=time)
+                if record["offset"] >= start:
+                    yield dict(record, append_time_ms=time)
         require(sealed or not whole or number == len(seen) - 1, "a segment that is not the last is sealed")
         totals["frames"] += len(batches)
         totals["sealed"] += sealed

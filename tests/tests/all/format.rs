@@ -175,3 +175,42 @@ async fn an_independent_reader_finds_the_same_damage_and_the_same_torn_tail() {
     assert_eq!(error.reason, "DATA_DAMAGED");
     assert_eq!((error.metadata["from_offset"].as_str(), error.metadata["until_offset"].as_str()), ("1", "2"));
 }
+
+/// The directories that released versions wrote, damaged ones among them.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_independent_reader_reads_the_golden_directories() {
+    if !has_python() {
+        return skip("format", "python3 is not there");
+    }
+    let mut seen = 0;
+    for case in fs::read_dir(workspace_root().join("tests/golden/v1")).unwrap() {
+        let case = case.unwrap().path();
+        if !case.is_dir() {
+            continue;
+        }
+        let name = case.file_name().unwrap().to_string_lossy().into_owned();
+        let data = case.join("data");
+        let topic = fs::read_dir(data.join("topics")).unwrap().next().unwrap().unwrap().file_name();
+        let (records, remarks, _) = by_python(&data, topic.to_str().unwrap(), 0).await;
+        let mut read = String::new();
+        for record in &records {
+            let value = match record["value"].as_str() {
+                Some(digits) => {
+                    let byte = |at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap();
+                    String::from_utf8((0..digits.len()).step_by(2).map(byte).collect()).unwrap()
+                }
+                None => "null".to_owned(),
+            };
+            writeln!(read, "{} {value}", record["offset"]).unwrap();
+        }
+        assert_eq!(read, fs::read_to_string(case.join("expected.txt")).unwrap(), "{name}");
+        let kinds: Vec<_> = remarks.iter().flat_map(|remark| remark.as_object().unwrap().keys()).collect();
+        match name.as_str() {
+            "rotten" => assert_eq!(kinds, ["damaged"]),
+            "torn" => assert_eq!(kinds, ["torn"]),
+            _ => assert!(kinds.is_empty(), "{name}: {remarks:?}"),
+        }
+        seen += 1;
+    }
+    assert!(seen >= 4, "only {seen} golden directories");
+}
