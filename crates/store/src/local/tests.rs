@@ -169,7 +169,8 @@ async fn a_failed_write_did_not_happen_and_the_partition_goes_on() {
         assert!(matches!(failed, Err(AppendError::DidNotHappen { disk_full: false, .. })), "{failed:?}");
     }
     assert_eq!(partition.ends().written, Offset::new(1).unwrap());
-    assert_eq!(storage.statistics().write_failures, 1);
+    // One group or two, as the flusher happened to take them.
+    assert!((1..=2).contains(&storage.statistics().write_failures));
     std::fs::remove_dir(&obstacle).unwrap();
     let appended = partition.submit(append(&value)).unwrap().await.unwrap();
     assert_eq!(appended.offsets.unwrap().0, Offset::new(1).unwrap());
