@@ -79,6 +79,8 @@ pub struct Log {
     producers: ProducerTable,
     /// The snapshot that deleted records rest on.
     durable_snapshot: Option<Offset>,
+    /// One that is written and synced, and counts once the log below it is durable too.
+    pending_snapshot: Option<Offset>,
 }
 
 /// What recovery, or a clean start, found.
@@ -146,6 +148,7 @@ impl Log {
             plan_is_out: false,
             producers: found.producers,
             durable_snapshot: found.durable_snapshot,
+            pending_snapshot: None,
         }
     }
 
@@ -350,7 +353,7 @@ impl Log {
         }
         after.snapshots = plan.staged.snapshots;
         if let Some(durable) = after.snapshots.iter().rfind(|snapshot| snapshot.durable) {
-            self.durable_snapshot = Some(durable.offset);
+            self.pending_snapshot = Some(durable.offset);
         }
         after.kept = KeptSnapshots { durable: self.durable_snapshot, durable_end: self.durable.offset };
         self.written = plan.head;
@@ -373,6 +376,9 @@ impl Log {
     /// A completed sync that began after `position` was the written position covers it.
     pub fn synced(&mut self, position: LogPosition) {
         self.durable = position;
+        if self.pending_snapshot.is_some_and(|offset| offset <= position.offset) {
+            self.durable_snapshot = self.pending_snapshot.take();
+        }
         self.shared.durable.store(position.offset.get(), Ordering::Release);
     }
 
@@ -385,6 +391,11 @@ impl Log {
     /// Publishes a log start that the caller has made durable, and takes the segments below it out of the log.
     /// The caller unlinks them: readers that hold their bytes keep them.
     pub fn advance_start(&mut self, start: Offset) -> Vec<RemovedSegment> {
+        // Before records go, and only now that log and snapshot are durable: so the oldest one is always the one
+        // that deleted records rest on.
+        if let Some(durable) = self.durable_snapshot {
+            snapshot::remove_before(&self.directory, durable);
+        }
         self.shared.start.store(start.get(), Ordering::Release);
         let segments = self.shared.segments.load_full();
         // A segment goes when the next one begins at or below the log start; so the active one stays.

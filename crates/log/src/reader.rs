@@ -390,7 +390,12 @@ impl Place {
                 return Ok(Walked::Misled);
             }
             if header.base_offset >= range.until {
-                break;
+                match damage {
+                    Some(reason) if next < range.until => {
+                        return Err(LogReadError::Damaged { from: next, until: range.until, reason });
+                    }
+                    _ => break,
+                }
             }
             let last = last_offset(&header);
             if last < from {

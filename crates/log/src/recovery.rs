@@ -109,7 +109,7 @@ impl Log {
         let mut report = OpenReport::default();
         let mut found = None;
         if options.clean {
-            found = from_caches(directory, &config, &mut segments)?;
+            found = from_caches(directory, &config, options.witness, &mut segments)?;
             report.from_caches = found.is_some();
         }
         let found = match found {
@@ -128,6 +128,7 @@ impl Log {
 fn from_caches(
     directory: &Path,
     config: &LogConfig,
+    witness: Option<LogPosition>,
     segments: &mut Vec<Segment>,
 ) -> Result<Option<(Head, ProducerTable)>, FileError> {
     let Some(last) = segments.last() else { return Ok(None) };
@@ -143,6 +144,10 @@ fn from_caches(
     }
     let Some(entries) = index.entries(&path)? else { return Ok(None) };
     let next = header.totals.next_offset;
+    // A stop leaves the end in the witness: another one there means that files are missing.
+    if witness != Some(LogPosition { segment: last.base, position: header.end, offset: next }) {
+        return Ok(None);
+    }
     let Some((offset, producers)) = snapshot::newest(directory, next, &config.producers)? else {
         return Ok(None);
     };
@@ -405,7 +410,7 @@ impl Recovery<'_> {
         last_check: u32,
         cut: bool,
     ) -> Result<Head, OpenLogError> {
-        let empty = builder.totals.frames == 0;
+        let empty = builder.totals.frames == 0 && end.position == SEGMENT_HEADER_LENGTH as u64;
         let last_append = builder.totals.last_append;
         // Only what recovery itself has judged is replaced: an empty segment whose tail was torn off gets a new
         // salt under the same name.

@@ -257,7 +257,6 @@ impl AfterWrite {
             match files::replace_file(&snapshot.path, &snapshot.content, snapshot.durable) {
                 Err(error) if snapshot.durable => return Err(error),
                 Err(error) => tracing::warn!(%error, "a producer snapshot was not written"),
-                Ok(()) if snapshot.durable => snapshot::remove_before(&self.directory, snapshot.offset),
                 Ok(()) => {}
             }
         }

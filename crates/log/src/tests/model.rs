@@ -121,6 +121,7 @@ impl World {
             Operation::CleanReopen => {
                 sync(self.log());
                 self.log().write_caches().unwrap();
+                self.witness = Some(self.log().durable_position());
                 self.reopen(true);
             }
             Operation::Crash { kept, spoil, witnessed } => self.crash(kept, spoil, witnessed),

@@ -118,8 +118,9 @@ fn a_clean_stop_is_gone_on_from_its_caches_without_a_scan() {
     sync(&mut log);
     let expected = read_all(&log, 1 << 20).0;
     log.write_caches().unwrap();
+    let witness = Some(log.durable_position());
     drop(log);
-    let (mut log, report) = open(directory.path(), 2048, None, true);
+    let (mut log, report) = open(directory.path(), 2048, witness, true);
     assert!(report.from_caches);
     assert_eq!(report.scanned_bytes, 0);
     assert_eq!(read_all(&log, 300).0, expected);
@@ -354,4 +355,38 @@ fn a_power_cut_behind_many_rolls_leaves_the_state_of_deleted_batches() {
     append(&mut log, &values(1, 100, 99), 4);
     sync(&mut log);
     assert!(files::list_offsets(directory.path(), "producers").unwrap().len() <= kept + 1);
+}
+
+#[test]
+fn a_clean_mark_does_not_hide_that_the_last_segment_is_missing() {
+    let (directory, mut log) = new_log(600);
+    for n in 0..6 {
+        append(&mut log, &values(1, 100, n), 1);
+        sync(&mut log);
+    }
+    log.write_caches().unwrap();
+    let end = log.durable_position();
+    drop(log);
+    std::fs::remove_file(files::offset_path(directory.path(), end.segment, "log")).unwrap();
+    let (log, report) = open(directory.path(), 600, Some(end), true);
+    assert!(!report.from_caches);
+    assert_eq!(log.staged_end(), end.offset, "offsets are not used again");
+}
+
+#[test]
+fn damage_right_before_the_bound_of_a_read_is_named() {
+    let (directory, mut log) = new_log(1 << 20);
+    for n in 0..3 {
+        append(&mut log, &values(2, 50, n), 1);
+    }
+    sync(&mut log);
+    let path = files::offset_path(directory.path(), offset(0), "log");
+    let first = std::fs::read(&path).unwrap();
+    let frame = (first.len() - crate::frame::SEGMENT_HEADER_LENGTH) / 3;
+    let mut content = first;
+    content[crate::frame::SEGMENT_HEADER_LENGTH + frame + 20] ^= 1;
+    std::fs::write(&path, &content).unwrap();
+    let range = ReadRange { from: offset(2), until: offset(4), bytes: 1000 };
+    let error = log.reader().read(range, Access::Blocking).unwrap_err();
+    assert!(matches!(error, LogReadError::Damaged { .. }), "{error}");
 }

@@ -192,11 +192,12 @@ impl LocalPartition {
 
     /// Refuses writes from now on; whatever waits is unknown. Reads go on, up to what was durable.
     pub(crate) fn poison(&self, reason: &str) {
-        self.shared.note_failure(reason);
         let mut state = self.state.lock();
-        if state.poisoned.is_some() {
+        // A topic that was deleted under a write is no failure of the device.
+        if state.poisoned.is_some() || state.closed.is_some() {
             return;
         }
+        self.shared.note_failure(reason);
         state.poisoned = Some(reason.to_owned());
         let (tickets, barriers) = drain(&mut state);
         drop(state);
