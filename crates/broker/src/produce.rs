@@ -20,7 +20,7 @@ use rimstone_types::{
 use tokio::sync::oneshot;
 
 pub(crate) use prepare::Prepared;
-pub(crate) use submit::needs_resend;
+pub(crate) use submit::{is_end_not_met, needs_resend};
 
 use crate::{
     broker::{Broker, Inner},

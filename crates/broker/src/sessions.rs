@@ -15,9 +15,11 @@ use tokio::sync::oneshot;
 use crate::{
     broker::Inner,
     error::{LimitReached, NoRoom, ProduceError, ProducerFenced, ResendFirst},
-    produce::{Answer, PendingProduce, Prepared, RequestNumbering, needs_resend},
+    produce::{
+        Answer, PendingProduce, Prepared, ProduceOutcome, RequestNumbering, is_end_not_met, needs_resend,
+    },
 };
-use state::{Arrival, Refusal, Refused, State, Turn};
+use state::{Arrival, Fate, Refusal, Refused, State, Turn};
 
 /// A request on its way, and where its answer goes.
 #[derive(Debug)]
@@ -95,6 +97,20 @@ fn evict(table: &mut HashMap<ProducerId, Arc<Session>>) -> Option<()> {
         }
     }
     None
+}
+
+/// What an answer means for the requests behind it.
+fn fate(outcome: &ProduceOutcome) -> Fate {
+    let errors = || outcome.appends.iter().filter_map(|append| append.result.as_ref().err());
+    if errors().any(needs_resend) {
+        Fate::Failed { in_part: outcome.appends.iter().any(|append| append.result.is_ok()) }
+    } else if errors().next().is_none() {
+        Fate::Stored
+    } else if errors().all(is_end_not_met) {
+        Fate::EndNotMet
+    } else {
+        Fate::Refused
+    }
 }
 
 impl Inner {
@@ -176,9 +192,7 @@ impl Inner {
                     let (inner, session) = (Arc::clone(self), Arc::downgrade(session));
                     self.tasks.spawn(async move {
                         let outcome = submitted.outcome(&inner.metrics).await;
-                        let results = outcome.appends.iter().map(|append| &append.result);
-                        let failed = results.filter_map(|result| result.as_ref().err()).any(needs_resend);
-                        inner.finished(&session, &turn, failed);
+                        inner.finished(&session, &turn, fate(&outcome));
                         drop(answer.send(Ok(outcome)));
                     });
                 }
@@ -191,12 +205,12 @@ impl Inner {
         }
     }
 
-    fn finished(self: &Arc<Self>, session: &Weak<Session>, turn: &Turn<()>, failed: bool) {
+    fn finished(self: &Arc<Self>, session: &Weak<Session>, turn: &Turn<()>, fate: Fate) {
         // Gone from the table and from everybody's hands: nobody asks any more.
         let Some(session) = session.upgrade() else { return };
         let mut state = session.state.lock();
         state.used = self.clock.now();
-        self.refuse(state.finished(turn, failed));
+        self.refuse(state.finished(turn, fate));
         self.drive(&session, state);
     }
 }

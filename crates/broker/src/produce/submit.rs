@@ -142,3 +142,8 @@ pub(crate) fn needs_resend(error: &PartitionAppendError) -> bool {
         },
     }
 }
+
+/// Whether the condition of a request stands in its way, and nothing else.
+pub(crate) fn is_end_not_met(error: &PartitionAppendError) -> bool {
+    matches!(error, PartitionAppendError::Append(AppendError::ExpectedEndNotMet { .. }))
+}

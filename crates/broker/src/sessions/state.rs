@@ -5,7 +5,7 @@
 //! one and the same partition, whose log keeps the order. So whatever a crash takes, at most the highest number
 //! found afterwards is stored only in part, and it is enough that the producer sends that one again.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use rimstone_types::{PartitionId, ProducerEpoch, Timestamp};
 
@@ -25,6 +25,28 @@ pub(crate) enum Refusal {
     NotYet,
 }
 
+/// What became of a request whose turn it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// All of it is there, now or since an earlier attempt.
+    Stored,
+    /// Some of it was not kept, or nobody knows; `in_part`: some of it is there.
+    Failed { in_part: bool },
+    /// A verdict that a repeat would get as well: nothing failed, but it is not what is stored under its number.
+    Refused,
+    /// The end that it made its condition was not met. Such a request goes to one partition.
+    EndNotMet,
+}
+
+/// Why a number stands in the way of later ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Mark {
+    /// Its last attempt failed, and nothing is known to be stored of it.
+    Lost,
+    /// Something of it is stored: the request itself is found there again, so only that settles it.
+    InPart,
+}
+
 /// One arrival: which instance, which number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Arrival {
@@ -42,7 +64,7 @@ pub(crate) struct Turn<W> {
     /// The number was never submitted before.
     is_new: bool,
     /// It stood in the way of later ones before.
-    had_failed: bool,
+    mark: Option<Mark>,
     /// The attempt that decided before this one.
     before: u64,
     pub(crate) work: W,
@@ -58,6 +80,8 @@ struct Open {
     /// The last attempt decides: it found what the earlier ones left.
     last: u64,
     scope: Scope,
+    /// It stood in the way of later ones, and no attempt has settled it yet.
+    mark: Option<Mark>,
 }
 
 /// The session of one producer. `W` is what is submitted.
@@ -74,7 +98,7 @@ pub(crate) struct State<W> {
     /// The next number that was never submitted; `submitted <= next`.
     submitted: u64,
     /// Numbers whose last attempt failed: later ones wait for the producer to send them again.
-    failed: BTreeSet<u32>,
+    failed: BTreeMap<u32, Mark>,
     open: BTreeMap<u32, Open>,
     /// Accepted, and waiting for the turn: new numbers, and repeats of those.
     waiting: BTreeMap<(u32, u64), (Scope, W)>,
@@ -95,7 +119,7 @@ impl<W> State<W> {
             early: Some(VecDeque::new()),
             next: 0,
             submitted: 0,
-            failed: BTreeSet::new(),
+            failed: BTreeMap::new(),
             open: BTreeMap::new(),
             waiting: BTreeMap::new(),
             attempts: 0,
@@ -147,7 +171,7 @@ impl<W> State<W> {
         self.epoch = epoch;
         self.next = highest.map_or(0, |highest| u64::from(highest) + 1);
         self.submitted = self.next;
-        self.failed = highest.into_iter().collect();
+        self.failed = highest.map(|highest| (highest, Mark::InPart)).into_iter().collect();
         self.open.clear();
         let fenced = Refusal::Fenced { current: epoch };
         std::mem::take(&mut self.waiting)
@@ -190,7 +214,7 @@ impl<W> State<W> {
     }
 
     fn refuses(&self, number: u32) -> Option<Refusal> {
-        if let Some(&expected) = self.failed.first()
+        if let Some((&expected, _)) = self.failed.first_key_value()
             && number > expected
         {
             return Some(Refusal::ResendFirst { expected });
@@ -217,11 +241,12 @@ impl<W> State<W> {
         if is_new {
             self.submitted += 1;
         }
-        let had_failed = self.failed.remove(&number);
-        let open = self.open.entry(number).or_insert(Open { attempts: 0, last: 0, scope });
+        let mark = self.failed.remove(&number);
+        let open = self.open.entry(number).or_insert(Open { attempts: 0, last: 0, scope, mark: None });
+        open.mark = open.mark.max(mark);
         open.attempts += 1;
         let before = std::mem::replace(&mut open.last, attempt);
-        Some(Turn { epoch: self.epoch, number, attempt, is_new, had_failed, before, work })
+        Some(Turn { epoch: self.epoch, number, attempt, is_new, mark, before, work })
     }
 
     /// Whether a new request may be submitted behind those that are open.
@@ -240,8 +265,8 @@ impl<W> State<W> {
                 self.open.remove(&number);
             }
         }
-        if turn.had_failed {
-            self.failed.insert(number);
+        if let Some(mark) = turn.mark {
+            self.failed.insert(number, mark);
         }
         if !turn.is_new {
             return Vec::new();
@@ -250,22 +275,36 @@ impl<W> State<W> {
         self.refuse_waiting(number)
     }
 
-    /// The fate of a request is known. `failed`: it has to be sent again before later ones are taken.
-    pub(crate) fn finished(&mut self, turn: &Turn<()>, failed: bool) -> Refused<W> {
+    /// The fate of a request is known; a failed one has to be sent again before later ones are taken.
+    pub(crate) fn finished(&mut self, turn: &Turn<()>, fate: Fate) -> Refused<W> {
         if turn.epoch != self.epoch {
             return Vec::new();
         }
         let Some(open) = self.open.get_mut(&turn.number) else { return Vec::new() };
+        let mark = match fate {
+            Fate::Failed { in_part: false } => open.mark.max(Some(Mark::Lost)),
+            Fate::Failed { in_part: true } => Some(Mark::InPart),
+            // Other content under a number that is possibly partial settles nothing.
+            Fate::Refused => open.mark,
+            // Where something is stored, the request itself would have been found, and not been judged by the end.
+            Fate::EndNotMet => open.mark.filter(|mark| *mark == Mark::InPart),
+            Fate::Stored => None,
+        };
+        if mark.is_none() {
+            open.mark = None;
+        }
         let decides = open.last == turn.attempt;
         open.attempts -= 1;
         if open.attempts == 0 {
             self.open.remove(&turn.number);
         }
-        if !(decides && failed) {
-            return Vec::new();
+        match mark {
+            Some(mark) if decides => {
+                self.failed.insert(turn.number, mark);
+                self.refuse_waiting(turn.number)
+            }
+            _ => Vec::new(),
         }
-        self.failed.insert(turn.number);
-        self.refuse_waiting(turn.number)
     }
 
     /// Refuses everything that waits behind a number; their numbers were never used.
@@ -281,8 +320,8 @@ impl<W> State<W> {
 impl<W> Turn<W> {
     /// The turn without its work.
     pub(crate) fn split(self) -> (Turn<()>, W) {
-        let Self { epoch, number, attempt, is_new, had_failed, before, work } = self;
-        (Turn { epoch, number, attempt, is_new, had_failed, before, work: () }, work)
+        let Self { epoch, number, attempt, is_new, mark, before, work } = self;
+        (Turn { epoch, number, attempt, is_new, mark, before, work: () }, work)
     }
 }
 

@@ -142,6 +142,15 @@ async fn after_a_restart_the_highest_must_come_again_identical() {
     assert_eq!(state.highest_request_number, Some(2));
     assert_eq!(sent(&fixture, who, 3, &[(0, "w")]).await, resend(2));
     assert_eq!(sent(&fixture, who, 2, &[(2, "other")]).await, "NUMBER_REUSED");
+    assert_eq!(sent(&fixture, who, 3, &[(0, "w")]).await, resend(2), "other content settles nothing");
+    let elsewhere = numbered("t", who, 2, &[(0, "v")]);
+    let elsewhere = ProduceRequest { expected_end: Some(Offset::ZERO), ..elsewhere };
+    assert_eq!(shown(&fixture.produce(elsewhere).await), "EXPECTED_END_NOT_MET");
+    assert_eq!(
+        sent(&fixture, who, 3, &[(0, "w")]).await,
+        resend(2),
+        "nor does a condition of another request"
+    );
     assert_eq!(sent(&fixture, who, 2, &[(2, "v")]).await, "0d");
     assert_eq!(sent(&fixture, who, 3, &[(0, "w")]).await, "1");
 }

@@ -65,9 +65,13 @@ impl Driven {
     }
 
     fn finish(&mut self, work: &'static str, failed: bool) -> Answers {
+        self.ends_as(work, if failed { Fate::Failed { in_part: false } } else { Fate::Stored })
+    }
+
+    fn ends_as(&mut self, work: &'static str, fate: Fate) -> Answers {
         let at = self.open.iter().position(|(open, _)| *open == work).expect("it is open");
         let (_, turn) = self.open.remove(at);
-        Self::answers(self.state.finished(&turn, failed))
+        Self::answers(self.state.finished(&turn, fate))
     }
 
     /// The last turn is undone: the store took nothing.
@@ -233,6 +237,68 @@ fn after_a_restart_the_highest_comes_first() {
     assert_eq!(session.accepted(8, None, "8"), [] as [&str; 0]);
     session.finish("7", false);
     assert_eq!(session.turns(), ["8"]);
+}
+
+#[test]
+fn only_the_request_itself_settles_a_number_that_stood_in_the_way() {
+    let in_part = Fate::Failed { in_part: true };
+    // What stood before (`None`: found after a restart), what the repeat met, whether later numbers may come.
+    let rows = [
+        (None, Fate::Stored, true),
+        (None, Fate::Refused, false),
+        (None, Fate::EndNotMet, false),
+        (None, in_part, false),
+        (Some(in_part), Fate::Stored, true),
+        (Some(in_part), Fate::Refused, false),
+        (Some(in_part), Fate::EndNotMet, false),
+        (Some(Fate::Failed { in_part: false }), Fate::Stored, true),
+        (Some(Fate::Failed { in_part: false }), Fate::Refused, false),
+        // Nothing of it is there, and its condition does not hold any more: it can never be stored.
+        (Some(Fate::Failed { in_part: false }), Fate::EndNotMet, true),
+        // These were there already, or failed by their own verdict: nothing stands in the way.
+        (Some(Fate::Stored), Fate::Refused, true),
+        (Some(Fate::Refused), Fate::Refused, true),
+    ];
+    for (before, repeat, free) in rows {
+        let row = format!("{before:?}, then {repeat:?}");
+        let mut session = Driven::new(false, before.map_or(Some(7), |_| Some(6)));
+        if let Some(before) = before {
+            session.accepted(6, None, "6");
+            session.finish("6", false);
+            session.accepted(7, None, "7");
+            session.ends_as("7", before);
+        }
+        assert_eq!(session.accepted(7, None, "7 again"), ["7 again"], "{row}");
+        assert_eq!(session.ends_as("7 again", repeat), [], "{row}");
+        if free {
+            assert_eq!(session.accepted(8, None, "8"), ["8"], "{row}");
+            continue;
+        }
+        assert_eq!(session.refused(8, "8"), resend(7), "{row}");
+        // Nor do two wrong ones at the same time.
+        session.accepted(7, None, "wrong");
+        session.accepted(7, None, "wrong too");
+        session.ends_as("wrong", Fate::Refused);
+        assert_eq!(session.ends_as("wrong too", Fate::Refused), [], "{row}");
+        assert_eq!(session.refused(8, "8"), resend(7), "{row}");
+        session.accepted(7, None, "right");
+        session.ends_as("right", Fate::Stored);
+        assert_eq!(session.accepted(8, None, "8"), ["8"], "{row}");
+    }
+}
+
+#[test]
+fn what_waits_behind_a_number_that_is_not_settled_is_refused() {
+    let mut session = Driven::new(false, Some(7));
+    session.accepted(7, None, "wrong");
+    assert_eq!(session.accepted(8, None, "8"), [] as [&str; 0]);
+    assert_eq!(session.ends_as("wrong", Fate::Refused), [("8", resend(7))]);
+    // The request itself, and at the same time something else under its number: it is settled.
+    session.accepted(7, None, "right");
+    session.accepted(7, None, "wrong");
+    session.ends_as("right", Fate::Stored);
+    session.ends_as("wrong", Fate::Refused);
+    assert_eq!(session.accepted(8, None, "8"), ["8"]);
 }
 
 #[test]
