@@ -10,7 +10,7 @@ use rimstone_broker::{
 use rimstone_proto::v1;
 use rimstone_record::{Compression, Limits};
 use rimstone_types::{ByteCount, Offset, PartitionIndex, Timestamp, TopicName};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     convert::{encoded_batch, known, log_ends, offset, stored_record, topic_name, visibility},
@@ -295,5 +295,14 @@ impl v1::consume_service_server::ConsumeService for Consume {
             reading.next().await.map(|response| (response, reading))
         });
         Ok(Response::new(Box::pin(responses)))
+    }
+
+    type ConsumeStream = Pin<Box<dyn Stream<Item = Result<v1::ConsumeResponse, Status>> + Send>>;
+
+    async fn consume(
+        &self,
+        _: Request<Streaming<v1::ConsumeRequest>>,
+    ) -> Result<Response<Self::ConsumeStream>, Status> {
+        Err(Status::unimplemented("group sessions come with the coordinator"))
     }
 }

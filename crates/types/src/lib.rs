@@ -2,12 +2,14 @@
 //! -1 of other protocols lives only in the doors.
 #![forbid(unsafe_code)]
 
+mod group;
 mod offset;
 mod producer;
 mod size;
 mod time;
 mod topic;
 
+pub use group::{GroupEpoch, GroupName, InstanceId, MemberId};
 pub use offset::{LogEnds, Offset, OffsetOutOfBounds, PartitionIndex};
 pub use producer::{
     Numbering, ProducerEpoch, ProducerId, ProducerName, ProducerNumberOutOfBounds, RequestNumber, Sequence,

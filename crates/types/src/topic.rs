@@ -95,6 +95,8 @@ pub struct TopicId(pub Uuid);
 impl TopicId {
     /// The identity of `__catalog`, the same in every data directory.
     pub const CATALOG: Self = Self(Uuid::from_u128(1));
+    /// The identity of `__consumer_offsets`, the same in every data directory.
+    pub const CONSUMER_OFFSETS: Self = Self(Uuid::from_u128(2));
 
     /// The 16 bytes of the UUID.
     pub const fn as_bytes(&self) -> &[u8; 16] {

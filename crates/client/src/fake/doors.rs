@@ -103,6 +103,14 @@ impl ProduceService for Fake {
 #[tonic::async_trait]
 impl ConsumeService for Fake {
     type ReadStream = Answers<v1::ReadResponse>;
+    type ConsumeStream = Answers<v1::ConsumeResponse>;
+
+    async fn consume(
+        &self,
+        _: Request<Streaming<v1::ConsumeRequest>>,
+    ) -> Result<Response<Self::ConsumeStream>, Status> {
+        Err(Status::unimplemented("no groups here"))
+    }
 
     async fn fetch(&self, request: Request<v1::FetchRequest>) -> Result<Response<v1::FetchResponse>, Status> {
         let request = request.into_inner();
