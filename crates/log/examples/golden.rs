@@ -97,7 +97,8 @@ impl Writer {
     fn write(&mut self) -> Result<(), Box<dyn Error>> {
         if let Some(mut plan) = self.log.take_plan() {
             plan.execute()?;
-            self.log.plan_succeeded(plan).execute()?;
+            let written = self.log.plan_succeeded(plan).execute();
+            self.log.snapshots_written(&written);
         }
         Ok(())
     }

@@ -43,5 +43,5 @@ pub use recovery::{OpenOptions, OpenReport};
 pub use retention::RetentionPlan;
 pub use segment::Access;
 pub use snapshot::write_log_start;
-pub use staging::{AfterWrite, WriteFailure, WritePlan};
+pub use staging::{AfterWrite, SnapshotsWritten, WriteFailure, WritePlan};
 pub use witness::Witness;

@@ -28,7 +28,9 @@ use crate::{
     retention::{self, RetentionPlan, SegmentFacts},
     segment::{Access, IndexBuilder, Segment},
     snapshot::{self, KeptSnapshots},
-    staging::{AfterWrite, Head, Snapshot, Staged, Step, WriteFailure, WritePlan, capacity},
+    staging::{
+        AfterWrite, Head, Snapshot, SnapshotsWritten, Staged, Step, WriteFailure, WritePlan, capacity,
+    },
 };
 
 /// What the writer and all readers share.
@@ -352,13 +354,15 @@ impl Log {
             self.producers.settle(id);
         }
         after.snapshots = plan.staged.snapshots;
-        if let Some(durable) = after.snapshots.iter().rfind(|snapshot| snapshot.durable) {
-            self.pending_snapshot = Some(durable.offset);
-        }
         after.kept = KeptSnapshots { durable: self.durable_snapshot, durable_end: self.durable.offset };
         self.written = plan.head;
         self.shared.written.store(self.written.next_offset().get(), Ordering::Release);
         after
+    }
+
+    /// What followed the plan is done: a snapshot that is synced counts once the log below it is durable too.
+    pub fn snapshots_written(&mut self, written: &SnapshotsWritten) {
+        self.pending_snapshot = written.durable.or(self.pending_snapshot);
     }
 
     /// The plan failed and was undone in the files: everything staged, behind it too, is rolled back, for its

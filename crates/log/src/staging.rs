@@ -3,7 +3,11 @@
 //! A plan is taken under the partition's lock, executed outside it, and its outcome is told to the log under
 //! the lock again. Nothing of it is visible to anybody before that.
 
-use std::{fs::OpenOptions, path::PathBuf, sync::Arc};
+use std::{
+    fs::{File, OpenOptions},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use bytes::{Bytes, BytesMut};
 use rimstone_record::Batch;
@@ -51,8 +55,9 @@ pub(crate) struct Step {
     pub(crate) segment: Arc<Segment>,
     /// The file is made, and its header written.
     pub(crate) create: bool,
-    /// The file was made, so that undoing removes it; what stood in its place before is not ours to remove.
-    created: bool,
+    /// The file, once it was opened, or made, for writing. Without it there is nothing to undo: what stood in its
+    /// place before is not ours to remove.
+    file: Option<Arc<File>>,
     /// Where the file ends before.
     pub(crate) position: u64,
     chunks: Vec<Bytes>,
@@ -76,7 +81,7 @@ impl Step {
         Self {
             segment: Arc::clone(&head.segment),
             create,
-            created: false,
+            file: None,
             position,
             chunks: Vec::new(),
             tail,
@@ -129,28 +134,26 @@ impl Step {
             self.chunks.push(self.tail.split().freeze());
         }
         let path = self.segment.path();
-        if self.create {
-            let file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create_new(true)
-                .open(path)
-                .map_err(|error| FileError::new("create", path, error))?;
-            self.created = true;
-            self.segment.set_writer(Arc::new(file));
-        }
-        let file = self.segment.writer()?;
+        let file = if self.create {
+            let made = OpenOptions::new().read(true).write(true).create_new(true).open(path);
+            let file = Arc::new(made.map_err(|error| FileError::new("create", path, error))?);
+            self.segment.set_writer(Arc::clone(&file));
+            file
+        } else {
+            self.segment.writer()?
+        };
+        self.file = Some(Arc::clone(&file));
         files::write_chunks_at(&file, self.position, &self.chunks)
             .map_err(|error| FileError::new("write", path, error))
     }
 
     fn undo(&self) -> Result<(), FileError> {
+        let Some(file) = &self.file else { return Ok(()) };
         let path = self.segment.path();
         if self.create {
             self.segment.release_writer();
-            return if self.created { files::remove_file(path) } else { Ok(()) };
+            return files::remove_file(path);
         }
-        let file = self.segment.writer()?;
         file.set_len(self.position).map_err(|error| FileError::new("truncate", path, error))
     }
 }
@@ -222,8 +225,8 @@ impl WritePlan {
 
     /// The descriptors that the plan wrote through: to be kept open until a sync has covered them, and to be
     /// synced one by one where there is no sync for all.
-    pub fn files(&self) -> Vec<Arc<std::fs::File>> {
-        self.staged.steps.iter().filter_map(|step| step.segment.writer().ok()).collect()
+    pub fn files(&self) -> Vec<Arc<File>> {
+        self.staged.steps.iter().filter_map(|step| step.file.clone()).collect()
     }
 }
 
@@ -242,27 +245,39 @@ impl AfterWrite {
         self.sealed.is_empty() && self.snapshots.is_empty()
     }
 
-    /// Writes the caches. They are not needed for correctness but where a snapshot must be durable.
-    ///
-    /// # Errors
-    /// [`FileError`] of a snapshot that must be durable.
-    pub fn execute(self) -> Result<(), FileError> {
+    /// Writes the caches. They are not needed for correctness but where a snapshot must be durable; that one is
+    /// told about with [`Log::snapshots_written`](crate::Log::snapshots_written).
+    pub fn execute(self) -> SnapshotsWritten {
+        let mut written = SnapshotsWritten { durable: None, failure: None };
         for (segment, check) in &self.sealed {
             segment.finish(*check);
         }
         if self.snapshots.is_empty() {
-            return Ok(());
+            return written;
         }
         for snapshot in &self.snapshots {
             match files::replace_file(&snapshot.path, &snapshot.content, snapshot.durable) {
-                Err(error) if snapshot.durable => return Err(error),
+                Err(error) if snapshot.durable => {
+                    written.failure.get_or_insert(error);
+                }
                 Err(error) => tracing::warn!(%error, "a producer snapshot was not written"),
+                Ok(()) if snapshot.durable => written.durable = Some(snapshot.offset),
                 Ok(()) => {}
             }
         }
         snapshot::remove_old(&self.directory, self.kept);
-        Ok(())
+        written
     }
+}
+
+/// What became of the snapshots that something waits for.
+#[derive(Debug)]
+#[must_use = "a snapshot counts only once the log knows that it was written"]
+pub struct SnapshotsWritten {
+    /// The newest one that is written and synced.
+    pub(crate) durable: Option<Offset>,
+    /// Why one was not. The log itself is whole: only what waits for the snapshot cannot go on.
+    pub failure: Option<FileError>,
 }
 
 /// Room that every map has beyond `segment.bytes`, for the last batch: batches are smaller than this.

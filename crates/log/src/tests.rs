@@ -88,7 +88,9 @@ pub(crate) fn values(count: usize, size: usize, seed: u64) -> Vec<Bytes> {
 pub(crate) fn write(log: &mut Log) {
     if let Some(mut plan) = log.take_plan() {
         plan.execute().unwrap();
-        log.plan_succeeded(plan).execute().unwrap();
+        let written = log.plan_succeeded(plan).execute();
+        assert!(written.failure.is_none(), "{written:?}");
+        log.snapshots_written(&written);
     }
 }
 

@@ -103,6 +103,9 @@ pub(crate) struct Shared {
     producers: producers::Limits,
     /// Durable ends as the last run's witness has them.
     witnessed: HashMap<PartitionId, LogPosition>,
+    /// Whoever holds it keeps the flusher from its next sync.
+    #[cfg(test)]
+    pub(crate) gate: Mutex<()>,
 }
 
 impl Shared {
@@ -191,6 +194,8 @@ impl LocalStorage {
             clock: options.clock,
             producers: options.producers,
             witnessed,
+            #[cfg(test)]
+            gate: Mutex::default(),
         });
         let flusher = flush::start(Arc::clone(&shared)).map_err(system("start the flush thread"))?;
         Ok(Arc::new(Self { shared, flusher: Mutex::new(Some(flusher)) }))

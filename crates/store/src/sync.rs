@@ -2,7 +2,7 @@
 //!
 //! `syncfs` makes every partition durable in one call, and is used only where its promise was proven: Linux 5.17
 //! and later (earlier kernels lose write-back errors), on file systems of the allow-list. Elsewhere each file
-//! is synced by itself, and each directory in which a name appeared. See ADR 0002.
+//! is synced by itself, and each directory in which a name appeared. See ADR 0001.
 
 use std::{
     fs::File,

@@ -390,3 +390,61 @@ fn damage_right_before_the_bound_of_a_read_is_named() {
     let error = log.reader().read(range, Access::Blocking).unwrap_err();
     assert!(matches!(error, LogReadError::Damaged { .. }), "{error}");
 }
+
+/// A snapshot that was staged and could not be written must not displace the one that deleted records rest on.
+#[test]
+fn a_snapshot_counts_only_once_it_is_written() {
+    let (directory, mut log) = new_log(600);
+    let (first, claim) = dense(&values(1, 100, 1), 1, 9, 0);
+    log.offer(&first, Some(&claim), None, Timestamp(1)).unwrap();
+    log.stage_snapshot(true);
+    sync(&mut log);
+    for n in 0..8 {
+        append(&mut log, &values(1, 100, n), 2);
+    }
+    sync(&mut log);
+    for old in files::list_offsets(directory.path(), "producers").unwrap() {
+        if old > offset(1) {
+            std::fs::remove_file(files::offset_path(directory.path(), old, "producers")).unwrap();
+        }
+    }
+    let obstacle = directory.path().join(format!("{:020}.producers.tmp", 9));
+    std::fs::create_dir(&obstacle).unwrap();
+    log.stage_snapshot(true);
+    let mut plan = log.take_plan().unwrap();
+    plan.execute().unwrap();
+    let written = log.plan_succeeded(plan).execute();
+    assert!(written.failure.is_some());
+    log.snapshots_written(&written);
+    sync(&mut log);
+    for segment in log.advance_start(log.clamp_start(offset(5))) {
+        segment.unlink().unwrap();
+    }
+    let witness = log.durable_position();
+    drop(log);
+    std::fs::remove_dir(&obstacle).unwrap();
+    let (mut log, _) = open(directory.path(), 600, Some(witness), false);
+    let verdict = log.offer(&first, Some(&claim), None, Timestamp(3));
+    assert!(matches!(verdict, Ok(Offered::Duplicate { .. })), "{verdict:?}");
+}
+
+/// As when no descriptor is to be had: nothing was written, so there is nothing to undo.
+#[test]
+fn a_write_that_never_had_its_file_is_undone() {
+    let (directory, mut log) = new_log(4096);
+    append(&mut log, &values(1, 100, 1), 1);
+    sync(&mut log);
+    assert!(log.release_writer());
+    let path = files::offset_path(directory.path(), offset(0), "log");
+    let away = directory.path().join("away");
+    std::fs::rename(&path, &away).unwrap();
+    append(&mut log, &values(1, 100, 2), 2);
+    let mut plan = log.take_plan().unwrap();
+    let failure = plan.execute().unwrap_err();
+    assert_eq!(failure.undone, Ok(()));
+    log.plan_failed(plan, &failure);
+    std::fs::rename(&away, &path).unwrap();
+    append(&mut log, &values(1, 100, 3), 3);
+    sync(&mut log);
+    assert_eq!(read_all(&log, 1000).0.len(), 2);
+}

@@ -12,8 +12,8 @@ use std::{
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use rimstone_log::{
-    Access, AfterWrite, Log, LogPosition, LogReadError, LogReader, Offered, ReadRange, StageError,
-    WriteFailure, WritePlan, producers, write_log_start,
+    Access, AfterWrite, Log, LogPosition, LogReadError, LogReader, Offered, ReadRange, SnapshotsWritten,
+    StageError, WriteFailure, WritePlan, producers, write_log_start,
 };
 use rimstone_types::{ByteCount, LogEnds, Offset, PartitionId, ProducerId, Timestamp, TopicId};
 use tokio::sync::oneshot;
@@ -136,6 +136,20 @@ impl LocalPartition {
         after
     }
 
+    /// What followed the plan is done. Without its snapshot, what waits for it cannot go on; the log can.
+    pub(crate) fn snapshots_written(&self, written: SnapshotsWritten) {
+        let mut state = self.state.lock();
+        state.log.snapshots_written(&written);
+        let Some(error) = written.failure else { return };
+        let barriers = std::mem::take(&mut state.barriers_out);
+        drop(state);
+        tracing::error!(partition = %self.id, %error, "a producer snapshot was not written");
+        let error = store_error(error);
+        for barrier in barriers {
+            drop(barrier.send(Err(error.clone())));
+        }
+    }
+
     /// The plan failed: what is not written did not happen, or, if the files could not be put back, is unknown.
     pub(crate) fn write_failed(&self, plan: WritePlan, failure: &WriteFailure) {
         tracing::error!(partition = %self.id, error = %failure, undone = ?failure.undone, "a write failed");
@@ -174,11 +188,12 @@ impl LocalPartition {
         self.state.lock().log.written_position()
     }
 
-    /// A completed sync covers everything up to `point`.
-    pub(crate) fn synced(&self, point: LogPosition) {
+    /// A completed sync covers everything up to `point`. `false`: the partition was given up meanwhile, and
+    /// nothing is to be said of its end.
+    pub(crate) fn synced(&self, point: LogPosition) -> bool {
         let mut state = self.state.lock();
         if state.poisoned.is_some() || state.closed.is_some() {
-            return;
+            return false;
         }
         state.log.synced(point);
         resolve(&mut state.tickets, point.offset);
@@ -188,6 +203,7 @@ impl LocalPartition {
             drop(barrier.send(Ok(())));
         }
         self.waiters.wake();
+        true
     }
 
     /// Refuses writes from now on; whatever waits is unknown. Reads go on, up to what was durable.

@@ -1,5 +1,7 @@
 //! The local store: the suite that every store passes, on every way to sync; and what only disks do.
 
+mod faults;
+
 use std::{
     path::Path,
     sync::atomic::{AtomicI64, Ordering as AtomicOrdering},
