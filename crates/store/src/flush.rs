@@ -12,12 +12,13 @@ use std::{
 };
 
 use parking_lot::{Condvar, Mutex};
-use rimstone_log::LogPosition;
+use rimstone_log::{LogPosition, WriteFailure, WritePlan};
 use rimstone_types::PartitionId;
 
 use crate::{
     local::{Counters, LocalPartition, Shared},
     partition::WRITTEN_SYNC_INTERVAL,
+    storage::StoreError,
     sync::Dirty,
 };
 
@@ -102,13 +103,16 @@ pub(crate) fn start(shared: Arc<Shared>) -> std::io::Result<thread::JoinHandle<(
 }
 
 /// Fails everything that waits if the flush thread panics.
-struct LastWords(Arc<Shared>);
+pub(crate) struct LastWords(pub(crate) Arc<Shared>);
 
 impl Drop for LastWords {
     fn drop(&mut self) {
         if thread::panicking() {
             self.0.closing.store(true, Ordering::Release);
             self.0.device_failed("the flush thread panicked");
+            for partition in self.0.all() {
+                partition.shut("the flush thread panicked", &StoreError::ShuttingDown);
+            }
         }
     }
 }
@@ -116,7 +120,11 @@ impl Drop for LastWords {
 impl Flusher {
     /// One round. `false`: the thread is to end.
     fn round(&mut self) -> bool {
-        let (partitions, stop) = self.wait();
+        let (mut partitions, stop) = self.wait();
+        if stop {
+            // One that was staged to while the store began to close may not have come to the queue yet.
+            partitions = self.shared.all();
+        }
         let mut sync_now = false;
         for partition in partitions {
             sync_now |= self.write(partition);
@@ -166,11 +174,7 @@ impl Flusher {
         let Some(taken) = partition.take() else { return false };
         let mut dirty = Dirty::default();
         if let Some(mut plan) = taken.plan {
-            let result = plan.execute();
-            dirty.files = plan.files();
-            if plan.creates() {
-                dirty.directories.push(partition.directory.clone());
-            }
+            let result = self.execute(&partition, &mut plan, &mut dirty);
             let bytes = plan.bytes();
             if let Err(failure) = result {
                 Counters::add(&self.shared.counters.write_failures, 1);
@@ -196,19 +200,35 @@ impl Flusher {
         taken.wants_sync
     }
 
+    fn execute(
+        &self,
+        partition: &LocalPartition,
+        plan: &mut WritePlan,
+        dirty: &mut Dirty,
+    ) -> Result<(), WriteFailure> {
+        if plan.creates() && self.shared.syncer.wants_directories() {
+            // Before anything is written: without it, what is written could not be made durable.
+            let directory = partition.open_directory();
+            dirty.directories.push(directory.map_err(|cause| WriteFailure { cause, undone: Ok(()) })?);
+        }
+        plan.execute()?;
+        dirty.files = plan.files();
+        Ok(())
+    }
+
     /// One sync for all partitions with undurable bytes. What was written before it began is durable after it.
     fn sync(&mut self) {
         #[cfg(test)]
         drop(self.shared.gate.lock());
-        let group: Vec<Undurable> = std::mem::take(&mut self.undurable).into_values().collect();
+        let mut group: Vec<Undurable> = std::mem::take(&mut self.undurable).into_values().collect();
         self.oldest_written = None;
         let points: Vec<LogPosition> =
             group.iter().map(|member| member.partition.written_position()).collect();
         self.record_ends();
         let mut dirty = Dirty::default();
-        for member in &group {
-            dirty.files.extend(member.dirty.files.iter().cloned());
-            dirty.directories.extend(member.dirty.directories.iter().cloned());
+        for member in &mut group {
+            dirty.files.append(&mut member.dirty.files);
+            dirty.directories.append(&mut member.dirty.directories);
         }
         let began = Instant::now();
         let result = {

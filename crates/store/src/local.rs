@@ -113,6 +113,11 @@ impl Shared {
         self.partitions.read().contains_key(&id)
     }
 
+    /// All partitions that are open.
+    pub(crate) fn all(&self) -> Vec<Arc<LocalPartition>> {
+        self.partitions.read().values().cloned().collect()
+    }
+
     /// The fences, held as they are: whoever stages a batch holds them until it is staged, so that a fence that
     /// is up when `fence` returns is known to every submit that is ordered after it.
     pub(crate) fn fences(&self) -> RwLockReadGuard<'_, Fences> {
@@ -339,7 +344,7 @@ impl Storage for LocalStorage {
                 ids.into_iter().filter_map(|id| partitions.remove(&id)).collect()
             };
             for partition in &removed {
-                partition.shut("the topic was deleted");
+                partition.shut("the topic was deleted", &StoreError::Deleted);
                 shared.witness.lock().forget(partition.id);
             }
             shared.directory.delete_topic(topic).map_err(store_error)
@@ -404,11 +409,18 @@ impl Drop for LocalStorage {
 
 /// After the last sync: caches, the witness, and, if all is well, the clean mark.
 fn close_files(shared: &Shared) -> Result<(), StoreError> {
-    let partitions: Vec<_> = shared.partitions.read().values().cloned().collect();
-    let mut clean = true;
+    let partitions = shared.all();
+    let (mut clean, mut failure) = (true, None);
     for partition in &partitions {
-        clean &= partition.write_caches()?;
-        partition.shut("the store is closed");
+        match partition.write_caches() {
+            Ok(whole) => clean &= whole,
+            Err(error) => failure = failure.or(Some(error)),
+        }
+        // Each of them, whatever fails: nobody may wait for a flusher that is gone.
+        partition.shut("the store is closed", &StoreError::ShuttingDown);
+    }
+    if let Some(failure) = failure {
+        return Err(failure);
     }
     let failed = shared.first_failure.lock().clone();
     if !clean || failed.is_some() {

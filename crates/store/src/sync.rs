@@ -7,11 +7,10 @@
 use std::{
     fs::File,
     os::{fd::AsFd, unix::fs::MetadataExt},
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
 };
 
-use rimstone_log::{FileError, sync_directory};
 use rustix::fs::StatVfsMountFlags;
 
 use crate::storage::SyncMethod;
@@ -36,7 +35,8 @@ pub enum SyncPreference {
 #[derive(Debug, Default)]
 pub(crate) struct Dirty {
     pub(crate) files: Vec<Arc<File>>,
-    pub(crate) directories: Vec<PathBuf>,
+    /// Open, for the topic may be deleted before the sync: that is no failure of the device.
+    pub(crate) directories: Vec<File>,
 }
 
 /// Makes things durable on one device.
@@ -75,6 +75,11 @@ impl Syncer {
         Ok(!self.all_at_once || std::fs::metadata(directory)?.dev() == self.device)
     }
 
+    /// Whether a directory in which a name appears must be named too.
+    pub(crate) fn wants_directories(&self) -> bool {
+        !self.all_at_once
+    }
+
     /// Makes durable everything that was written before the call. A failure is final: neither another call nor
     /// another method proves anything afterwards, so nobody may try again.
     pub(crate) fn sync(&self, dirty: &Dirty, witness: Option<&File>) -> Result<(), String> {
@@ -86,7 +91,7 @@ impl Syncer {
             rustix::fs::fdatasync(file.as_fd()).map_err(|error| format!("fdatasync: {error}"))?;
         }
         for directory in &dirty.directories {
-            sync_directory(directory).map_err(|error: FileError| error.to_string())?;
+            rustix::fs::fsync(directory.as_fd()).map_err(|error| format!("fsync of a directory: {error}"))?;
         }
         if let Some(witness) = witness {
             rustix::fs::fdatasync(witness.as_fd()).map_err(|error| format!("fdatasync: {error}"))?;

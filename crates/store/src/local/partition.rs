@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    fs::File,
     path::PathBuf,
     sync::{
         Arc,
@@ -12,8 +13,8 @@ use std::{
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use rimstone_log::{
-    Access, AfterWrite, Log, LogPosition, LogReadError, LogReader, Offered, ReadRange, SnapshotsWritten,
-    StageError, WriteFailure, WritePlan, producers, write_log_start,
+    Access, AfterWrite, FileError, Log, LogPosition, LogReadError, LogReader, Offered, ReadRange,
+    SnapshotsWritten, StageError, WriteFailure, WritePlan, producers, write_log_start,
 };
 use rimstone_types::{ByteCount, LogEnds, Offset, PartitionId, ProducerId, Timestamp, TopicId};
 use tokio::sync::oneshot;
@@ -67,10 +68,21 @@ type Barrier = oneshot::Sender<Result<(), StoreError>>;
 
 #[derive(Debug)]
 struct Parked {
-    /// Told when everything below this is as durable as the topic asks.
+    /// What its answer rests on.
+    rests_on: Offset,
+    /// Told when everything below this is as durable as the topic asks: at or above what it rests on, for answers
+    /// are told in order.
     until: Offset,
     answer: Result<Appended, AppendError>,
     sender: TicketSender,
+}
+
+impl State {
+    /// Told in order: a duplicate's answer may wait for those before it, never for those behind.
+    fn park(&mut self, parked: Parked) {
+        let before = self.tickets.back().map_or(parked.rests_on, |last| last.until);
+        self.tickets.push_back(Parked { until: parked.rests_on.max(before), ..parked });
+    }
 }
 
 /// What the flusher takes from a partition.
@@ -163,7 +175,14 @@ impl LocalPartition {
         let disk_full = failure.cause.is_full();
         // Everything that rests on what was rolled back goes with it; what was written before stays parked.
         let kept = state.tickets.iter().take_while(|parked| parked.until <= end).count();
-        let gone = state.tickets.split_off(kept);
+        let behind = state.tickets.split_off(kept);
+        // A duplicate may only have waited behind it: what its answer rests on is there.
+        let (stays, gone): (Vec<_>, Vec<_>) = behind.into_iter().partition(|parked| parked.rests_on <= end);
+        for parked in stays {
+            state.park(parked);
+        }
+        let acknowledged = self.acknowledged(&state.log);
+        resolve(&mut state.tickets, acknowledged);
         let mut barriers = std::mem::take(&mut state.barriers_out);
         barriers.append(&mut state.barriers);
         drop(state);
@@ -237,7 +256,7 @@ impl LocalPartition {
     }
 
     /// Nothing more comes in or out.
-    pub(super) fn shut(&self, why: &'static str) {
+    pub(crate) fn shut(&self, why: &'static str, error: &StoreError) {
         let mut state = self.state.lock();
         state.closed.get_or_insert(why);
         let (tickets, barriers) = drain(&mut state);
@@ -246,7 +265,7 @@ impl LocalPartition {
             ticket.sender.resolve(Err(AppendError::Unknown { reason: why.to_owned() }));
         }
         for barrier in barriers {
-            drop(barrier.send(Err(StoreError::Deleted)));
+            drop(barrier.send(Err(error.clone())));
         }
         self.waiters.wake();
     }
@@ -266,6 +285,15 @@ impl LocalPartition {
         }
         state.log.write_caches().map_err(store_error)?;
         Ok(true)
+    }
+
+    /// The directory, open.
+    pub(crate) fn open_directory(&self) -> Result<File, FileError> {
+        File::open(&self.directory).map_err(|source| FileError {
+            operation: "open",
+            path: self.directory.display().to_string(),
+            source,
+        })
     }
 
     pub(super) fn sync_caches(&self) -> Result<(), StoreError> {
@@ -300,14 +328,14 @@ impl LocalPartition {
     async fn barrier(self: &Arc<Self>, stage: impl FnOnce(&mut Log)) -> Result<(), StoreError> {
         let waiting = {
             let mut state = self.state.lock();
+            if self.shared.closing.load(Ordering::Acquire) {
+                return Err(StoreError::ShuttingDown);
+            }
             if let Some(reason) = &state.poisoned {
                 return Err(StoreError::Poisoned { reason: reason.clone() });
             }
             if state.closed.is_some() {
                 return Err(StoreError::Deleted);
-            }
-            if self.shared.closing.load(Ordering::Acquire) {
-                return Err(StoreError::ShuttingDown);
             }
             stage(&mut state.log);
             let (sender, receiver) = oneshot::channel();
@@ -410,9 +438,6 @@ fn refusal(error: StageError) -> AppendError {
 
 impl PartitionStore for Arc<LocalPartition> {
     fn submit(&self, append: Append) -> Result<AppendTicket, Backpressure> {
-        if self.shared.closing.load(Ordering::Acquire) {
-            return Err(Backpressure::Closed);
-        }
         // The catalog lives out of the reserve, so that topics can be deleted when the disk is full.
         if self.id.topic != TopicId::CATALOG {
             let bytes = ByteCount(append.batch.bytes().len() as u64);
@@ -421,6 +446,10 @@ impl PartitionStore for Arc<LocalPartition> {
         }
         let claim = producers::Claim::of(append.batch.header(), append.content_hash);
         let mut state = self.state.lock();
+        // Under the lock: the flusher's last round takes it after this is set, and finds what is staged before.
+        if self.shared.closing.load(Ordering::Acquire) {
+            return Err(Backpressure::Closed);
+        }
         if let Some(reason) = &state.poisoned {
             return Err(Backpressure::Poisoned { reason: reason.clone() });
         }
@@ -459,9 +488,7 @@ impl PartitionStore for Arc<LocalPartition> {
             return Ok(AppendTicket::resolved(answer));
         }
         let (sender, ticket) = AppendTicket::new();
-        // Told in order: a duplicate's answer may wait for those before it, never for those behind.
-        let until = state.tickets.back().map_or(until, |last| last.until.max(until));
-        state.tickets.push_back(Parked { until, answer, sender });
+        state.park(Parked { rests_on: until, until, answer, sender });
         drop(state);
         if staged {
             self.shared.queue.push(self);

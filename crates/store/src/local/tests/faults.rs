@@ -17,6 +17,15 @@ fn open(directory: &Path, sync: SyncPreference) -> Arc<LocalStorage> {
     LocalStorage::open(options(directory, sync)).unwrap()
 }
 
+/// Segments that each large value begins anew.
+fn small() -> PartitionConfig {
+    PartitionConfig { segment_bytes: ByteCount(4096), ..PartitionConfig::default() }
+}
+
+fn large(value: &str) -> String {
+    value.repeat(3000)
+}
+
 fn offset(value: u64) -> Offset {
     Offset::new(value).unwrap()
 }
@@ -114,4 +123,127 @@ async fn a_partition_that_was_given_up_tells_the_witness_nothing() {
     let end = |wanted| known.iter().find(|(known, _)| *known == wanted).map(|(_, end)| end.offset);
     assert!(end(id(6)).is_some());
     assert_ne!(end(id(5)), Some(offset(1)));
+}
+
+/// Without a sync for all: a new segment's name is to be made durable, and its directory is gone by then.
+#[tokio::test]
+async fn a_topic_that_is_deleted_under_a_sync_fails_nobody_else() {
+    let directory = tempfile::tempdir().unwrap();
+    let storage = open(directory.path(), SyncPreference::Fdatasync);
+    let partition = storage.open(id(5), small(), OpenMode::CreateNew).await.unwrap();
+    let other = storage.open(id(6), small(), OpenMode::CreateNew).await.unwrap();
+    told(partition.submit(append(&large("a"))).unwrap()).await.unwrap();
+    let gate = storage.shared.gate.lock();
+    let lost = partition.submit(append(&large("b"))).unwrap();
+    until("it is written", || partition.ends().written == offset(2));
+    let kept = other.submit(append("x")).unwrap();
+    let mut deleted = storage.delete(id(5).topic);
+    assert!(poll(&mut deleted).is_pending());
+    let path = storage.shared.directory.partition_path(id(5));
+    until("its directory is gone", || !path.exists());
+    drop(gate);
+    told(deleted).await.unwrap();
+    assert!(matches!(told(lost).await, Err(AppendError::Unknown { .. })));
+    told(kept).await.unwrap();
+    assert!(matches!(storage.health(), Health::Healthy), "{:?}", storage.health());
+    told(storage.close()).await.unwrap();
+}
+
+/// Answers are told in order, but a duplicate rests on its original and not on what was staged before it.
+#[tokio::test]
+async fn a_duplicate_does_not_share_the_fate_of_a_failed_write_before_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let storage = open(directory.path(), SyncPreference::Auto);
+    let partition = storage.open(id(5), small(), OpenMode::CreateNew).await.unwrap();
+    told(partition.submit(append(&large("a"))).unwrap()).await.unwrap();
+    let gate = storage.shared.gate.lock();
+    let original = partition.submit(numbered(0, "b")).unwrap();
+    until("the original is written", || partition.ends().written == offset(2));
+    obstacle(&storage, &format!("{:020}.log", 2));
+    let failed = partition.submit(append(&large("c"))).unwrap();
+    let duplicate = partition.submit(numbered(0, "b")).unwrap();
+    let gap = partition.submit(numbered(7, "b")).unwrap();
+    drop(gate);
+    assert_eq!(told(original).await.unwrap().offsets, Some((offset(1), offset(1))));
+    assert!(matches!(told(failed).await, Err(AppendError::DidNotHappen { .. })));
+    let answer = told(duplicate).await.expect("its original is stored");
+    assert_eq!((answer.offsets, answer.duplicate), (Some((offset(1), offset(1))), true));
+    // This one cites the end that was rolled back.
+    assert!(matches!(told(gap).await, Err(AppendError::DidNotHappen { .. })));
+}
+
+/// Whoever waits is told, also where nothing is undurable.
+#[tokio::test]
+async fn a_flusher_that_dies_leaves_nobody_waiting() {
+    let directory = tempfile::tempdir().unwrap();
+    let storage = open(directory.path(), SyncPreference::Auto);
+    let idle = storage.open(id(5), PartitionConfig::default(), OpenMode::CreateNew).await.unwrap();
+    let busy = storage.open(id(6), PartitionConfig::default(), OpenMode::CreateNew).await.unwrap();
+    told(idle.submit(append("before")).unwrap()).await.unwrap();
+    let gate = storage.shared.gate.lock();
+    let undurable = busy.submit(append("x")).unwrap();
+    until("it is written", || busy.ends().written == offset(1));
+    let mut barrier = idle.close();
+    assert!(poll(&mut barrier).is_pending());
+    let shared = Arc::clone(&storage.shared);
+    let died = std::thread::spawn(move || {
+        let _last_words = flush::LastWords(shared);
+        panic!("on purpose");
+    });
+    died.join().unwrap_err();
+    drop(gate);
+    assert!(matches!(told(undurable).await, Err(AppendError::Unknown { .. })));
+    assert!(matches!(told(barrier).await, Err(StoreError::ShuttingDown)));
+    for partition in [&idle, &busy] {
+        assert!(matches!(partition.submit(append("after")), Err(Backpressure::Closed)));
+        told(partition.close()).await.unwrap_err();
+    }
+    assert_eq!(read_values(&idle).await, ["before"], "reads go on");
+    assert!(matches!(storage.health(), Health::Poisoned { .. }));
+}
+
+/// A batch that was taken is told of, however closely the stop follows it; and a stop of a sound store is clean.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_that_comes_with_appends_is_clean_and_answers_all_of_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut taken = 0;
+    for round in 0..200 {
+        let storage = open(directory.path(), SyncPreference::Auto);
+        assert_eq!(storage.was_clean(), round > 0, "round {round}");
+        let mode = if round == 0 { OpenMode::CreateNew } else { OpenMode::MustExist };
+        let partition = storage.open(id(5), PartitionConfig::default(), mode).await.unwrap();
+        assert_eq!(partition.ends().durable, offset(taken));
+        let writer = std::thread::spawn(move || {
+            let mut tickets = Vec::new();
+            while let Ok(ticket) = partition.submit(append("x")) {
+                tickets.push(ticket);
+            }
+            tickets
+        });
+        for _ in 0..round * 7 {
+            std::thread::yield_now();
+        }
+        told(storage.close()).await.unwrap_or_else(|error| panic!("round {round}: {error}"));
+        for ticket in writer.join().unwrap() {
+            told(ticket).await.unwrap_or_else(|error| panic!("round {round}: {error}"));
+            taken += 1;
+        }
+    }
+}
+
+/// Whatever a stop meets, nobody waits for a flusher that is gone.
+#[tokio::test]
+async fn a_stop_that_fails_closes_every_partition() {
+    let directory = tempfile::tempdir().unwrap();
+    let storage = open(directory.path(), SyncPreference::Auto);
+    let partition = storage.open(id(5), PartitionConfig::default(), OpenMode::CreateNew).await.unwrap();
+    let other = storage.open(id(6), PartitionConfig::default(), OpenMode::CreateNew).await.unwrap();
+    obstacle(&storage, &format!("{:020}.producers.tmp", 0));
+    assert!(matches!(told(storage.close()).await, Err(StoreError::Io { .. })));
+    for partition in [&partition, &other] {
+        assert_eq!(partition.info().state, crate::StoreState::Closed);
+        assert!(matches!(told(partition.close()).await, Err(StoreError::ShuttingDown)));
+    }
+    drop(storage);
+    assert!(!open(directory.path(), SyncPreference::Auto).was_clean());
 }
