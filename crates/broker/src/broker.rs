@@ -20,6 +20,7 @@ use crate::{
     clock::Clock,
     config::BrokerConfig,
     error::{Failure, Reason, ShuttingDown},
+    groups::CommitTable,
     limits::Limits,
     metrics::Metrics,
     producer_ids::Producers,
@@ -48,6 +49,9 @@ pub(crate) struct Inner {
     pub(crate) topics: TopicTable,
     pub(crate) producers: Producers,
     pub(crate) sessions: Sessions,
+    /// Durable commits and owners of groups.
+    #[allow(dead_code)] // read by lag, which comes next
+    pub(crate) commits: CommitTable,
     /// Every mutation of the catalog holds it from the decision until the tables say the same.
     pub(crate) catalog: tokio::sync::Mutex<Catalog>,
     pub(crate) budget: Budget,

@@ -13,6 +13,7 @@ mod config;
 mod decode;
 mod error;
 mod fetch;
+mod groups;
 mod limits;
 mod metrics;
 mod offsets;
