@@ -144,23 +144,26 @@ impl DataDirectory {
         partition_path(&self.path, id)
     }
 
-    /// Makes the directory of a partition, durable with all that leads to it. The partition's own directory must
-    /// not be there.
+    /// Makes the directory of a partition, durable with all that leads to it. One that is there already is taken
+    /// if it holds nothing: a kill has left it.
     ///
     /// # Errors
-    /// [`FileError`]; `AlreadyExists` if it is there.
+    /// [`FileError`]; `AlreadyExists` if it holds something.
     pub fn create_partition(&self, id: PartitionId) -> Result<PathBuf, FileError> {
         let topic = self.path.join(TOPICS).join(id.topic.to_string());
         fs::create_dir_all(&topic).map_err(|error| FileError::new("create", &topic, error))?;
         let path = topic.join(id.partition.to_string());
-        fs::create_dir(&path).map_err(|error| FileError::new("create", &path, error))?;
+        match fs::create_dir(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && holds_nothing(&path)? => {}
+            made => made.map_err(|error| FileError::new("create", &path, error))?,
+        }
         files::sync_directory(&path)?;
         files::sync_directory(&topic)?;
         files::sync_directory(&self.path.join(TOPICS))?;
         Ok(path)
     }
 
-    /// All partitions whose directories are there; names that are not ours are left alone.
+    /// All partitions whose directories are there and hold something; names that are not ours are left alone.
     ///
     /// # Errors
     /// [`FileError`].
@@ -201,6 +204,23 @@ pub fn partition_path(data: &Path, id: PartitionId) -> PathBuf {
     data.join(TOPICS).join(id.topic.to_string()).join(id.partition.to_string())
 }
 
+/// Whether a directory holds no more than temporary files: a kill came before the partition was made in it.
+fn holds_nothing(path: &Path) -> Result<bool, FileError> {
+    let list_error = |error| FileError::new("list", path, error);
+    let entries = match fs::read_dir(path) {
+        // Not a directory: recovery says so.
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Ok(false),
+        entries => entries.map_err(list_error)?,
+    };
+    for entry in entries {
+        let path = entry.map_err(list_error)?.path();
+        if path.extension().is_none_or(|suffix| suffix != files::TEMPORARY_SUFFIX) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// All partitions in a data directory, without holding it: for `inspect`.
 ///
 /// # Errors
@@ -215,7 +235,9 @@ pub fn list_partitions(data: &Path) -> Result<Vec<PartitionId>, FileError> {
         let path = topic.path();
         for partition in fs::read_dir(&path).map_err(|error| FileError::new("list", &path, error))?.flatten()
         {
-            if let Some(number) = partition.file_name().to_str().and_then(|name| name.parse().ok()) {
+            if let Some(number) = partition.file_name().to_str().and_then(|name| name.parse().ok())
+                && !holds_nothing(&partition.path())?
+            {
                 found.push(PartitionId { topic: TopicId(id), partition: PartitionIndex(number) });
             }
         }

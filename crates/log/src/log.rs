@@ -392,6 +392,11 @@ impl Log {
         start.min(self.durable.offset).max(now)
     }
 
+    /// Whether whole segments lie below `start`: a kill may have left them there.
+    pub fn has_segments_below(&self, start: Offset) -> bool {
+        self.shared.segments.load().get(1).is_some_and(|second| second.base <= start)
+    }
+
     /// Publishes a log start that the caller has made durable, and takes the segments below it out of the log.
     /// The caller unlinks them: readers that hold their bytes keep them.
     pub fn advance_start(&mut self, start: Offset) -> Vec<RemovedSegment> {

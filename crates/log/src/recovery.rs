@@ -248,6 +248,10 @@ impl Recovery<'_> {
         let mut end =
             End { number, position: attested.position, offset: attested.offset, sealed: false, lost };
         if lost {
+            if segment.base != attested.segment {
+                // The position is one in another file: all of this one lies before it.
+                end.position = segment.end();
+            }
             tracing::error!(
                 partition = %self.id, segment = %attested.segment, position = attested.position,
                 "acknowledged data is missing: the segment file is gone, shorter or unreadable; the log goes on behind it"
@@ -415,18 +419,16 @@ impl Recovery<'_> {
         // Only what recovery itself has judged is replaced: an empty segment whose tail was torn off gets a new
         // salt under the same name.
         if end.sealed || end.lost || (empty && cut) {
-            let replaces = !end.sealed && !end.lost;
-            if replaces {
-                let old = self.segments.remove(end.number);
-                files::remove_file(old.path())?;
-            } else if self.segments[end.number].base == end.offset {
-                // Unreadable, and attested to hold nothing: kept under another name.
-                let old = self.segments.remove(end.number);
-                fs::rename(old.path(), old.path().with_extension(files::TORN_SUFFIX))
-                    .map_err(|error| FileError::new("rename", old.path(), error))?;
-            }
             let (segment, frames) =
                 new_segment(self.directory, self.id, end.offset, self.config, self.options.now);
+            if self.segments[end.number].base == end.offset {
+                // The new one takes its name in one step: a partition is never without a segment.
+                let old = self.segments.remove(end.number);
+                if end.sealed || end.lost {
+                    // Unreadable, and attested to hold nothing: kept under another name.
+                    keep_aside(old.path())?;
+                }
+            }
             files::replace_file(segment.path(), &segment.header.encode(), true)?;
             let index = IndexBuilder::new(end.offset, self.config.index_interval_bytes);
             return Ok(Head { segment: Arc::new(segment), frames, index, last_append, must_roll: false });
@@ -478,6 +480,17 @@ fn remove_temporary_files(directory: &Path) -> Result<(), FileError> {
         }
     }
     Ok(())
+}
+
+/// Gives a file a second name, for its own is about to be another's.
+fn keep_aside(path: &Path) -> Result<(), FileError> {
+    let aside = path.with_extension(files::TORN_SUFFIX);
+    // Left by an attempt that was killed.
+    files::remove_file(&aside)?;
+    // Not every file system has second names.
+    fs::hard_link(path, &aside)
+        .or_else(|_| fs::copy(path, &aside).map(drop))
+        .map_err(|error| FileError::new("set aside", path, error))
 }
 
 /// Copies the bytes behind `position` to a file of their own.

@@ -3,6 +3,7 @@
 mod damage;
 mod golden;
 mod model;
+mod recovery;
 mod rules;
 
 use std::{

@@ -227,15 +227,20 @@ fn open_partition(
     let now = (shared.clock.0)();
     let (log, path) = match mode {
         OpenMode::CreateNew => {
-            let path = shared.directory.create_partition(id).map_err(|error| {
-                if error.source.kind() == std::io::ErrorKind::AlreadyExists {
-                    OpenError::Exists(id)
-                } else {
-                    store_error(error).into()
-                }
-            })?;
-            let log = Log::create(&path, id, log_config, now).map_err(store_error)?;
-            (log, path)
+            let failed = |error: FileError| match error.source.kind() {
+                std::io::ErrorKind::AlreadyExists => OpenError::Exists(id),
+                _ => store_error(error).into(),
+            };
+            let path = shared.directory.create_partition(id).map_err(failed)?;
+            if let Some(end) = shared.witnessed.get(&id) {
+                let reason = format!(
+                    "{} is empty, and the log in it was durable up to {}",
+                    path.display(),
+                    end.offset
+                );
+                return Err(OpenError::Unusable { id, reason });
+            }
+            (Log::create(&path, id, log_config, now).map_err(failed)?, path)
         }
         OpenMode::MustExist => {
             let path = shared.directory.partition_path(id);

@@ -351,7 +351,7 @@ impl LocalPartition {
         let start = {
             let state = self.state.lock();
             let clamped = state.log.clamp_start(start);
-            if clamped <= self.reader.start() {
+            if clamped <= self.reader.start() && !state.log.has_segments_below(clamped) {
                 return Ok((clamped, 0, 0));
             }
             clamped

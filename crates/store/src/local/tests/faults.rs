@@ -247,3 +247,54 @@ async fn a_stop_that_fails_closes_every_partition() {
     drop(storage);
     assert!(!open(directory.path(), SyncPreference::Auto).was_clean());
 }
+
+/// A kill after log start was made durable and before the files were unlinked.
+#[tokio::test]
+async fn segments_that_a_kill_left_below_log_start_are_deleted_later() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = || PartitionConfig { retention_age: None, ..small() };
+    for by_trim in [true, false] {
+        let storage = open(directory.path(), SyncPreference::Auto);
+        let topic = if by_trim { 5 } else { 6 };
+        let partition = storage.open(id(topic), config(), OpenMode::CreateNew).await.unwrap();
+        for n in 0..5 {
+            told(partition.submit(append(&large(&n.to_string()))).unwrap()).await.unwrap();
+        }
+        let path = storage.shared.directory.partition_path(id(topic));
+        drop((partition, storage));
+        rimstone_log::write_log_start(&path, offset(3)).unwrap();
+
+        let storage = open(directory.path(), SyncPreference::Auto);
+        let partition = storage.open(id(topic), config(), OpenMode::MustExist).await.unwrap();
+        assert_eq!((partition.ends().start, partition.info().segments), (offset(3), 5));
+        if by_trim {
+            assert_eq!(told(partition.trim(offset(1))).await.unwrap(), offset(3));
+        } else {
+            told(partition.maintain(Timestamp(1_700_000_000_000))).await.unwrap();
+        }
+        assert_eq!((partition.ends().start, partition.info().segments), (offset(3), 2), "{by_trim}");
+        assert_eq!(read_values(&partition).await.len(), 2);
+    }
+}
+
+/// An empty directory is what a kill leaves of a partition that was being made, unless something knows better.
+#[tokio::test]
+async fn a_partition_that_lost_its_only_file_is_not_taken_for_a_new_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let storage = open(directory.path(), SyncPreference::Auto);
+    storage.shared.directory.create_partition(id(4)).unwrap();
+    storage.open(id(4), PartitionConfig::default(), OpenMode::CreateNew).await.expect("it never was one");
+    let partition = storage.open(id(5), PartitionConfig::default(), OpenMode::CreateNew).await.unwrap();
+    for _ in 0..3 {
+        told(partition.submit(append("x")).unwrap()).await.unwrap();
+    }
+    let path = storage.shared.directory.partition_path(id(5));
+    drop((partition, storage));
+    std::fs::remove_file(path.join(format!("{:020}.log", 0))).unwrap();
+    let storage = open(directory.path(), SyncPreference::Auto);
+    for mode in [OpenMode::CreateNew, OpenMode::MustExist] {
+        let refused = storage.open(id(5), PartitionConfig::default(), mode).await.unwrap_err();
+        assert!(matches!(refused, OpenError::Unusable { .. }), "{refused}");
+    }
+    assert!(std::fs::read_dir(&path).unwrap().next().is_none(), "it is left as it is");
+}
