@@ -146,6 +146,8 @@ impl ProduceRequest {
     pub fn reserved_bytes(&self) -> ByteCount {
         /// What a record costs beside its own bytes while it is in flight: its struct and its header.
         const RECORD_OVERHEAD: usize = 128;
+        /// The same for a header.
+        const HEADER_OVERHEAD: usize = 64;
         let optional = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
         let bytes: usize = match &self.payload {
             Payload::Batches(batches) => {
@@ -154,8 +156,10 @@ impl ProduceRequest {
             Payload::Records(records) => records
                 .iter()
                 .map(|record| {
-                    let headers =
-                        record.headers.iter().map(|header| header.key.len() + optional(&header.value));
+                    let headers = record
+                        .headers
+                        .iter()
+                        .map(|header| header.key.len() + optional(&header.value) + HEADER_OVERHEAD);
                     optional(&record.key) + optional(&record.value) + headers.sum::<usize>() + RECORD_OVERHEAD
                 })
                 .sum(),

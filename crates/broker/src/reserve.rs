@@ -11,7 +11,19 @@ use crate::error::{LimitReached, NoRoom, ReserveError, ShuttingDown};
 /// Room in the in-flight budget; given back when dropped.
 #[derive(Debug)]
 pub struct Reservation {
-    _permit: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
+}
+
+impl Reservation {
+    /// How much it is.
+    pub fn bytes(&self) -> ByteCount {
+        ByteCount(self.permit.num_permits() as u64)
+    }
+
+    /// Makes one of two.
+    pub fn add(&mut self, more: Self) {
+        self.permit.merge(more.permit);
+    }
 }
 
 #[derive(Debug)]
@@ -44,7 +56,7 @@ impl Budget {
 
     pub(crate) fn try_reserve(&self, bytes: ByteCount) -> Result<Reservation, ReserveError> {
         match Arc::clone(&self.semaphore).try_acquire_many_owned(self.permits(bytes)?) {
-            Ok(permit) => Ok(Reservation { _permit: permit }),
+            Ok(permit) => Ok(Reservation { permit }),
             Err(TryAcquireError::NoPermits) => Err(NoRoom::bytes(bytes, self.limit()).into()),
             Err(TryAcquireError::Closed) => Err(ShuttingDown.into()),
         }
@@ -60,7 +72,7 @@ impl Budget {
             biased;
             () = shutdown.cancelled() => Err(ShuttingDown.into()),
             permit = Arc::clone(&self.semaphore).acquire_many_owned(permits) => {
-                Ok(Reservation { _permit: permit.map_err(|_| ShuttingDown)? })
+                Ok(Reservation { permit: permit.map_err(|_| ShuttingDown)? })
             }
         }
     }

@@ -56,6 +56,17 @@ fn too_slow(timeout: Duration) -> Refusal {
     }
 }
 
+/// The deadline of a request on its way here: nothing of it was done.
+pub(crate) fn too_slow_to_arrive(timeout: Duration) -> Refusal {
+    let millis = timeout.as_millis();
+    Refusal {
+        message: format!(
+            "the request was not there within {millis} ms (limits.request_timeout); it was not done"
+        ),
+        ..too_slow(timeout)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;

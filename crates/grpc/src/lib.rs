@@ -12,6 +12,7 @@ mod door;
 mod explain;
 mod options;
 mod produce;
+mod receive;
 mod refusal;
 mod serve;
 mod status;

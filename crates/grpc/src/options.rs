@@ -9,6 +9,9 @@ use rimstone_types::ByteCount;
 pub struct GrpcOptions {
     /// The longest request message. Must hold the largest batch of any topic, and some more for its frame.
     pub request_bytes_max: ByteCount,
+    /// Elements (records, headers, batches, names) in one request message: each takes a hundred bytes of memory,
+    /// though it may come in two.
+    pub items_per_request_max: u64,
     /// The longest response message: a backstop, answers are cut to the broker's bound long before. Must hold a
     /// single record as large as a decompressed batch may be.
     pub response_bytes_max: ByteCount,
@@ -18,7 +21,8 @@ pub struct GrpcOptions {
     pub connections_max: usize,
     /// Calls at the same time on one connection; HTTP/2 makes the client wait with the next one.
     pub streams_per_connection_max: u32,
-    /// How long a unary call may take, long polls included.
+    /// How long a request message may be on its way here, and then how long a unary call may take, long polls
+    /// included.
     pub request_timeout: Duration,
     /// How long a connection may be silent before it is pinged.
     pub keepalive_interval: Duration,
@@ -31,6 +35,8 @@ impl Default for GrpcOptions {
         Self {
             // Eight batches of the default size in one request.
             request_bytes_max: ByteCount::mib(8),
+            // As many records as a request may have, with a header each.
+            items_per_request_max: 200_000,
             response_bytes_max: ByteCount::mib(96),
             stream_window: ByteCount::mib(8),
             connections_max: 1024,

@@ -2,9 +2,9 @@
 
 mod stream;
 
-use prost::Message as _;
 use rimstone_broker::{
-    PartitionAppend, PartitionBatch, Payload, PlainRecord, ProduceOutcome, ProduceRequest, RequestNumbering,
+    Broker, PartitionAppend, PartitionBatch, Payload, PlainRecord, ProduceOutcome, ProduceRequest,
+    RequestNumbering, Reservation, ReserveError,
 };
 use rimstone_proto::v1;
 use rimstone_types::{ByteCount, Offset, PartitionIndex, Timestamp, TopicName};
@@ -17,6 +17,7 @@ use crate::{
         topic_name, topic_names,
     },
     door::Door,
+    receive::Received,
     refusal::Refusal,
     status::{partition_refusal, refusal, topic_refusal},
 };
@@ -48,12 +49,18 @@ impl Produce {
         })
     }
 
-    async fn append(&self, request: v1::ProduceRequest) -> Result<v1::ProduceResponse, Refusal> {
-        let bytes = ByteCount(request.encoded_len() as u64);
+    async fn append(
+        &self,
+        request: v1::ProduceRequest,
+        received: Option<Reservation>,
+    ) -> Result<v1::ProduceResponse, Refusal> {
         let request = produce_request(request)?;
         let topic = request.topic.clone();
-        let reservation =
-            self.door.broker.try_reserve(bytes).map_err(|error| topic_refusal(&error, &topic))?;
+        let reservation = match received {
+            Some(received) => enlarged(&self.door.broker, received, request.reserved_bytes()),
+            None => self.door.broker.try_reserve(request.reserved_bytes()),
+        };
+        let reservation = reservation.map_err(|error| topic_refusal(&error, &topic))?;
         let pending =
             self.door.broker.produce(request, reservation).map_err(|error| topic_refusal(&error, &topic))?;
         let outcome = pending.await.map_err(|error| topic_refusal(&error, &topic))?;
@@ -62,6 +69,25 @@ impl Produce {
             None => Ok(produce_response(outcome, &topic)),
         }
     }
+}
+
+/// Where the room is that the request's messages took while they arrived.
+fn received<T>(request: &Request<T>) -> Received {
+    request.extensions().get().cloned().unwrap_or_default()
+}
+
+/// Room for what a message became, from the room that it took while it arrived. Not waited for: who waits for more
+/// while it holds some may wait for others that do the same.
+fn enlarged(
+    broker: &Broker,
+    mut received: Reservation,
+    bytes: ByteCount,
+) -> Result<Reservation, ReserveError> {
+    let more = bytes.get().saturating_sub(received.bytes().get());
+    if more > 0 {
+        received.add(broker.try_reserve(ByteCount(more))?);
+    }
+    Ok(received)
 }
 
 /// If every part of a request failed, the call fails, with the first failure.
@@ -172,7 +198,9 @@ impl v1::produce_service_server::ProduceService for Produce {
         &self,
         request: Request<v1::ProduceRequest>,
     ) -> Result<Response<v1::ProduceResponse>, Status> {
-        self.door.answer(self.append(request.into_inner())).await
+        let received = received(&request);
+        let received = received.take();
+        self.door.answer(self.append(request.into_inner(), received)).await
     }
 
     type ProduceStreamStream = ReceiverStream<Result<v1::ProduceStreamResponse, Status>>;
@@ -181,7 +209,8 @@ impl v1::produce_service_server::ProduceService for Produce {
         &self,
         request: Request<Streaming<v1::ProduceStreamRequest>>,
     ) -> Result<Response<Self::ProduceStreamStream>, Status> {
-        let answers = stream::open(self.door.clone(), self.stream_window, request.into_inner());
+        let received = received(&request);
+        let answers = stream::open(self.door.clone(), self.stream_window, received, request.into_inner());
         Ok(Response::new(ReceiverStream::new(answers)))
     }
 }

@@ -15,11 +15,11 @@ use tonic::{
     transport::{self, Server},
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
-use tower::util::MapResponseLayer;
+use tower::util::{MapRequestLayer, MapResponseLayer};
 
 use crate::{
     admin::Admin, connection, consume::Consume, door::Door, explain::explain, options::GrpcOptions,
-    produce::Produce,
+    produce::Produce, receive::Receive,
 };
 
 type ProduceServer = v1::produce_service_server::ProduceServiceServer<Produce>;
@@ -100,9 +100,11 @@ pub async fn serve(
     let (health, health_server) = tonic_health::server::health_reporter();
     set_health(&health, ServingStatus::Serving).await;
     let routes = routes(broker.clone(), facts, &options)?.add_service(health_server);
+    let receive = Receive::new(broker.clone(), &options);
     let stopped = tell_health(health, broker, stop.clone());
     let server = builder(&options)
         .layer(MapResponseLayer::new(explain))
+        .layer(MapRequestLayer::new(move |request| receive.watch(request)))
         .add_routes(routes)
         .serve_with_incoming_shutdown(incoming, stopped);
     tokio::pin!(server);

@@ -194,6 +194,7 @@ impl Config {
             },
             grpc: GrpcOptions {
                 request_bytes_max: values.bytes("limits.request_bytes"),
+                items_per_request_max: values.count("limits.items_per_request"),
                 response_bytes_max: values.bytes("limits.response_bytes"),
                 stream_window: values.bytes("limits.stream_window_bytes"),
                 connections_max: values.count("limits.connections"),
@@ -240,6 +241,12 @@ impl Config {
             problems.push(Problem::Refused {
                 key: "limits.request_timeout".to_owned(),
                 why: "it must be longer than limits.fetch_wait, or long polls end in errors".to_owned(),
+            });
+        }
+        if self.grpc.items_per_request_max < self.broker.limits.records_per_request as u64 {
+            problems.push(Problem::Refused {
+                key: "limits.items_per_request".to_owned(),
+                why: "it must not be less than limits.records_per_request, which counts as well".to_owned(),
             });
         }
         if let Err(why) = crate::telemetry::parse_filter(&self.log.filter) {

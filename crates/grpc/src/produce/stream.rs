@@ -3,11 +3,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use prost::Message as _;
-use rimstone_broker::PendingProduce;
+use rimstone_broker::{PendingProduce, ProduceRequest, Reservation};
 use rimstone_proto::v1::{
-    self, ProduceStreamAck, ProduceStreamAppend, ProduceStreamOpen, ProduceStreamOpened,
-    ProduceStreamRequest, ProduceStreamResponse, produce_stream_request, produce_stream_response,
+    ProduceStreamAck, ProduceStreamAppend, ProduceStreamOpen, ProduceStreamOpened, ProduceStreamRequest,
+    ProduceStreamResponse, produce_stream_request, produce_stream_response,
 };
 use rimstone_types::{ByteCount, TopicName};
 use tokio::{
@@ -17,11 +16,12 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
-use super::{produce_request, produce_response};
+use super::{enlarged, produce_request, produce_response};
 use crate::{
     convert::{producer_id, producer_states, topic_names},
     door::Door,
     explain::explained,
+    receive::Received,
     refusal::Refusal,
     status::{refusal, topic_refusal},
 };
@@ -54,26 +54,39 @@ enum End {
     /// The client is gone; nobody reads answers.
     Gone,
     /// The stream ends with an error after what is in flight has been answered.
-    Refused(Refusal),
+    Refused(Status),
 }
 
 /// Serves a stream in a task of its own; the answers are what is received.
 pub(super) fn open(
     door: Door,
     window: ByteCount,
+    received: Received,
     requests: Streaming<ProduceStreamRequest>,
 ) -> mpsc::Receiver<Answer> {
-    let (answers, received) = mpsc::channel(ANSWERS_WAITING_MAX);
+    let (answers, answered) = mpsc::channel(ANSWERS_WAITING_MAX);
     let stop = door.broker.shutdown_token();
     let window_bytes = u32::try_from(window.get()).unwrap_or(u32::MAX);
-    tokio::spawn(ProduceStream { door, stop, window_bytes, answers }.serve(requests));
-    received
+    tokio::spawn(ProduceStream { door, stop, window_bytes, received, answers }.serve(requests));
+    answered
+}
+
+/// What every message but the first must be.
+fn appended(kind: Option<produce_stream_request::Kind>) -> Result<ProduceStreamAppend, Refusal> {
+    match kind {
+        Some(produce_stream_request::Kind::Append(append)) => Ok(append),
+        Some(produce_stream_request::Kind::Open(_)) => {
+            Err(Refusal::invalid("open must be the first message, and only the first"))
+        }
+        None => Err(Refusal::invalid("a message of a produce stream must be open or append")),
+    }
 }
 
 struct ProduceStream {
     door: Door,
     stop: CancellationToken,
     window_bytes: u32,
+    received: Received,
     answers: mpsc::Sender<Answer>,
 }
 
@@ -86,37 +99,51 @@ impl ProduceStream {
                     return;
                 }
             }
-            Err(refusal) => return self.end(refusal).await,
+            Err(status) => return self.end(status).await,
         }
         let (in_flight, to_answer) = mpsc::channel(REQUESTS_IN_FLIGHT_MAX);
         // Joined, not raced: when reading ends, what is in flight is still answered.
         let (end, ()) = tokio::join!(self.read(&mut requests, in_flight), self.answer(to_answer));
-        if let End::Refused(refusal) = end {
-            self.end(refusal).await;
+        if let End::Refused(status) = end {
+            self.end(status).await;
         }
     }
 
-    async fn end(&self, refusal: Refusal) {
-        self.door.count(&refusal);
+    async fn end(&self, status: Status) {
         // An error means that the client has gone, which is an end as well.
-        drop(self.answers.send(Err(refusal.into_status())).await);
+        drop(self.answers.send(Err(status)).await);
+    }
+
+    fn refused(&self, refusal: Refusal) -> Status {
+        self.door.count(&refusal);
+        refusal.into_status()
+    }
+
+    /// No message came. What was refused while it arrived says why by itself.
+    fn not_received(&self, status: Status) -> Status {
+        if status.details().is_empty() { self.refused(explained(&status)) } else { status }
     }
 
     /// Takes the first message and says what is stored.
     async fn opened(
         &self,
         requests: &mut Streaming<ProduceStreamRequest>,
-    ) -> Result<ProduceStreamOpened, Refusal> {
+    ) -> Result<ProduceStreamOpened, Status> {
         let first = tokio::select! {
             biased;
-            () = self.stop.cancelled() => return Err(Refusal::shutting_down()),
+            () = self.stop.cancelled() => return Err(self.refused(Refusal::shutting_down())),
             first = timeout(OPEN_WAIT_MAX, requests.message()) => first,
         };
-        let message = match first {
-            Err(_) => return Err(Refusal::invalid("the first message, open, did not come within 30 s")),
-            Ok(Err(status)) => return Err(explained(&status)),
-            Ok(Ok(message)) => message,
+        let opened = match first {
+            Ok(Ok(message)) => self.stored(message).await,
+            Ok(Err(status)) => return Err(self.not_received(status)),
+            Err(_) => Err(Refusal::invalid("the first message, open, did not come within 30 s")),
         };
+        opened.map_err(|refusal| self.refused(refusal))
+    }
+
+    /// What the first message asks for.
+    async fn stored(&self, message: Option<ProduceStreamRequest>) -> Result<ProduceStreamOpened, Refusal> {
         let Some(produce_stream_request::Kind::Open(ProduceStreamOpen { producer_id: id, topics })) =
             message.and_then(|message| message.kind)
         else {
@@ -147,30 +174,21 @@ impl ProduceStream {
         loop {
             let message = tokio::select! {
                 biased;
-                () = self.stop.cancelled() => return End::Refused(Refusal::shutting_down()),
+                () = self.stop.cancelled() => return End::Refused(self.refused(Refusal::shutting_down())),
                 () = self.answers.closed() => return End::Gone,
                 message = requests.message() => message,
             };
             let append = match message {
                 Ok(None) => return End::Finished,
-                Err(status) => return End::Refused(explained(&status)),
-                Ok(Some(ProduceStreamRequest {
-                    kind: Some(produce_stream_request::Kind::Append(append)),
-                })) => append,
-                Ok(Some(ProduceStreamRequest { kind: Some(produce_stream_request::Kind::Open(_)) })) => {
-                    return End::Refused(Refusal::invalid(
-                        "open must be the first message, and only the first",
-                    ));
-                }
-                Ok(Some(ProduceStreamRequest { kind: None })) => {
-                    return End::Refused(Refusal::invalid(
-                        "a message of a produce stream must be open or append",
-                    ));
-                }
+                Err(status) => return End::Refused(self.not_received(status)),
+                Ok(Some(ProduceStreamRequest { kind })) => match appended(kind) {
+                    Ok(append) => append,
+                    Err(refusal) => return End::Refused(self.refused(refusal)),
+                },
             };
             let taken = tokio::select! {
                 biased;
-                () = self.stop.cancelled() => return End::Refused(Refusal::shutting_down()),
+                () = self.stop.cancelled() => return End::Refused(self.refused(Refusal::shutting_down())),
                 () = self.answers.closed() => return End::Gone,
                 taken = self.take(append, &window) => taken,
             };
@@ -184,11 +202,17 @@ impl ProduceStream {
     /// Waits for room in the window and in the server's budget, then fixes the request's place in the order.
     /// May be dropped while it waits: then the request was not taken.
     async fn take(&self, append: ProduceStreamAppend, window: &Arc<Semaphore>) -> InFlight {
-        let bytes = append.request.as_ref().map_or(0, |request| request.encoded_len() as u64);
+        let received = self.received.take();
+        let request = append.request.ok_or_else(|| Refusal::invalid("an append must have a request"));
+        let request = request.and_then(produce_request);
+        let bytes = request.as_ref().map_or(ByteCount(0), ProduceRequest::reserved_bytes);
         // A request larger than the window goes alone.
-        let share = u32::try_from(bytes).unwrap_or(u32::MAX).clamp(1, self.window_bytes);
+        let share = u32::try_from(bytes.get()).unwrap_or(u32::MAX).clamp(1, self.window_bytes);
         let share = Arc::clone(window).acquire_many_owned(share).await.expect("the window is never closed");
-        let taken = self.submit(append.request, ByteCount(bytes)).await;
+        let taken = match request {
+            Ok(request) => self.submit(request, bytes, received).await,
+            Err(refusal) => Err(refusal),
+        };
         if let Err(refusal) = &taken {
             self.door.count(refusal);
         }
@@ -197,14 +221,16 @@ impl ProduceStream {
 
     async fn submit(
         &self,
-        request: Option<v1::ProduceRequest>,
+        request: ProduceRequest,
         bytes: ByteCount,
+        received: Option<Reservation>,
     ) -> Result<(TopicName, PendingProduce), Refusal> {
-        let request = request.ok_or_else(|| Refusal::invalid("an append must have a request"))?;
-        let request = produce_request(request)?;
         let topic = request.topic.clone();
-        let reservation =
-            self.door.broker.reserve(bytes).await.map_err(|error| topic_refusal(&error, &topic))?;
+        let reservation = match received {
+            Some(received) => enlarged(&self.door.broker, received, bytes),
+            None => self.door.broker.reserve(bytes).await,
+        };
+        let reservation = reservation.map_err(|error| topic_refusal(&error, &topic))?;
         let pending =
             self.door.broker.produce(request, reservation).map_err(|error| topic_refusal(&error, &topic))?;
         Ok((topic, pending))

@@ -118,9 +118,15 @@ const fn bytes(min: u64, max: u64) -> Kind {
     Kind::Bytes { min, max }
 }
 
-fn door_limits() -> [Row; 6] {
+fn door_limits() -> [Row; 7] {
     [
         ("request_bytes", bytes(64 << 10, 256 << 20), "8 MiB", "The longest gRPC request message"),
+        (
+            "items_per_request",
+            count(1_000, 10_000_000),
+            "200000",
+            "Records, headers, batches and names in one gRPC request message, counted before it is decoded",
+        ),
         (
             "response_bytes",
             bytes(33 << 20, 1 << 30),
@@ -139,7 +145,7 @@ fn door_limits() -> [Row; 6] {
             "request_timeout",
             Kind::Duration { min: seconds(1), max: seconds(3600) },
             "2m",
-            "How long a unary gRPC call may take, long polls included",
+            "How long a request may be on its way here, and then how long a unary call may take, long polls included",
         ),
     ]
 }

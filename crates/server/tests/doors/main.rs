@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // all of this is test
 
 mod admin;
+mod arriving;
 mod consume;
 mod local;
 mod produce;

@@ -221,5 +221,6 @@ async fn a_stream_that_begins_or_goes_on_wrong_ends() {
     // A message over the limit cannot be read, so it cannot be answered by its number.
     let mut stream = Stream::open(&server).await;
     stream.append(1, to_partition_0("t", vec![record(None, &"x".repeat(9 << 20))])).await;
-    assert_refused(stream.next().await, Code::InvalidArgument, "INVALID_REQUEST");
+    let metadata = assert_refused(stream.next().await, Code::InvalidArgument, "INVALID_REQUEST");
+    assert_eq!(metadata["limit"], (8 << 20).to_string());
 }
