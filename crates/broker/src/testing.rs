@@ -17,7 +17,8 @@ use rimstone_record::{Batch, BatchBuilder, Compression, NewRecord, ProducerStamp
 use rimstone_store::{
     Append, AppendError, AppendTicket, Appended, Backpressure, Batches, Health, LogEnds, Maintained,
     MemoryStorage, OffsetAt, OpenError, OpenMode, PartitionConfig, PartitionStore, ProducerView, ReadError,
-    ReadLimit, Storage, StoreError, StoreInfo, StoreStatistics, SyncMethod, TicketSender, Visibility, Waiter,
+    ReadLimit, RecordCount, Storage, StoreError, StoreInfo, StoreStatistics, SyncMethod, TicketSender,
+    Visibility, Waiter,
 };
 use rimstone_types::{
     Numbering, Offset, PartitionId, PartitionIndex, ProducerEpoch, ProducerId, RequestNumber, Timestamp,
@@ -259,7 +260,7 @@ impl PartitionStore for FaultyPartition {
         self.inner.offset_of_max_time()
     }
 
-    fn count(&self, from: Offset, to: Offset) -> BoxFuture<'_, Result<u64, ReadError>> {
+    fn count(&self, from: Offset, to: Offset) -> BoxFuture<'_, Result<RecordCount, ReadError>> {
         self.inner.count(from, to)
     }
 

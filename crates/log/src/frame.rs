@@ -200,7 +200,7 @@ impl SegmentHeader {
 pub struct Totals {
     /// The offset after the last record.
     pub next_offset: Offset,
-    /// Records really there.
+    /// Records really there: control batches have none.
     pub records: u64,
     /// Batch frames.
     pub frames: u32,
@@ -228,13 +228,15 @@ impl Totals {
     /// Counts a batch.
     pub(crate) fn add(&mut self, batch: &BatchHeader, next_offset: Offset, append_time: Timestamp) {
         self.next_offset = next_offset;
-        self.records += u64::from(batch.record_count);
+        if batch.has_records() {
+            self.records += batch.records_there();
+            self.max_time = self.max_time.max(batch.max_timestamp);
+        }
         self.frames = self.frames.saturating_add(1);
         if self.first_append == Timestamp::MIN {
             self.first_append = append_time;
         }
         self.last_append = append_time;
-        self.max_time = self.max_time.max(batch.max_timestamp);
     }
 
     pub(crate) fn encode(&self) -> [u8; SEAL_LENGTH] {

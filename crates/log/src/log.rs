@@ -426,6 +426,8 @@ impl Log {
         let mut facts = Vec::with_capacity(segments.len());
         for pair in segments.windows(2) {
             let max_time = match pair[0].totals(Access::Blocking) {
+                // Without a record it goes by when its batches were taken.
+                Ok(totals) if totals.records == 0 => Some(totals.last_append),
                 Ok(totals) => Some(totals.max_time),
                 // A segment that cannot be read is not judged by its age.
                 Err(_) => None,

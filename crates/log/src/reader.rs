@@ -11,14 +11,11 @@ use rimstone_types::{LogEnds, Offset, Timestamp};
 
 use crate::{
     error::LogReadError,
-    frame::{Content, FRAME_PROBE_LENGTH, Frame},
+    frame::{Content, FRAME_PROBE_LENGTH},
     log::Shared,
-    segment::{Access, Found, Segment},
+    segment::{Access, Segment},
     walk::{Step, Walker},
 };
-
-/// How much is loaded at a time while frames are walked over without their bodies.
-const WALK_WINDOW: usize = 16 << 10;
 
 /// The most that is loaded in one piece for one read; a single larger batch is loaded on its own.
 const WINDOW_MAX: usize = 64 << 20;
@@ -41,15 +38,6 @@ pub struct StoredBatch {
     pub append_time: Timestamp,
 }
 
-/// A record that was found by its time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TimedOffset {
-    /// Its offset.
-    pub offset: Offset,
-    /// Its time.
-    pub time: Timestamp,
-}
-
 /// What of a log is read.
 #[derive(Debug, Clone, Copy)]
 pub struct ReadRange {
@@ -66,7 +54,7 @@ pub struct ReadRange {
 pub struct LogReader(Arc<Shared>);
 
 /// A place in the log: a segment with its published end, and what comes behind it.
-struct Place {
+pub(crate) struct Place {
     segment: Arc<Segment>,
     end: u64,
     next_base: Option<Offset>,
@@ -129,135 +117,8 @@ impl LogReader {
         Ok(Vec::new())
     }
 
-    /// The first record at or after a time with an offset below `until`.
-    ///
-    /// # Errors
-    /// [`LogReadError`].
-    pub fn find_time(
-        &self,
-        at: Timestamp,
-        until: Offset,
-        access: Access,
-    ) -> Result<Option<TimedOffset>, LogReadError> {
-        let start = self.start();
-        let segments = self.0.segments.load_full();
-        for segment in segments.iter() {
-            if segment.broken.is_some() || segment.totals(access)?.max_time < at {
-                continue;
-            }
-            let found = segment.search(access, |entry| entry.max_time_before < at)?;
-            let end = segment.end();
-            let source = segment.source(access, end);
-            let mut walker = Walker::new(source, segment.header.salt, found.position, end, WALK_WINDOW);
-            loop {
-                match walker.step()? {
-                    Step::Frame(at_position, frame) => {
-                        let Content::Batch(header) = frame.content else { break };
-                        if header.base_offset >= until {
-                            return Ok(None);
-                        }
-                        if header.max_timestamp < at || last_offset(&header) < start {
-                            continue;
-                        }
-                        let payload = walker.payload(at_position, &frame)?;
-                        let hit = first_at(segment, &payload, at, start)?;
-                        if hit.is_some() {
-                            return Ok(hit);
-                        }
-                    }
-                    Step::Invalid(..) if walker.resync()? => {}
-                    Step::Invalid(..) | Step::End => break,
-                }
-            }
-        }
-        Ok(None)
-    }
-
-    /// The largest record time below `until`; `None` in an empty log. The record that has it is the first that
-    /// [`LogReader::find_time`] finds.
-    ///
-    /// # Errors
-    /// [`LogReadError`].
-    pub fn max_time(&self, until: Offset, access: Access) -> Result<Option<Timestamp>, LogReadError> {
-        let start = self.start();
-        let mut largest = None;
-        for segment in self.0.segments.load().iter().filter(|segment| segment.broken.is_none()) {
-            if segment.base >= until {
-                break;
-            }
-            let totals = segment.totals(access)?;
-            if totals.frames == 0 || totals.next_offset <= start || Some(totals.max_time) <= largest {
-                continue;
-            }
-            if segment.base >= start && totals.next_offset <= until {
-                largest = largest.max(Some(totals.max_time));
-                continue;
-            }
-            // Only a part of the segment counts.
-            self.each_batch(segment, access, |header| {
-                if last_offset(header) >= start && header.base_offset < until {
-                    largest = largest.max(Some(header.max_timestamp));
-                }
-            })?;
-        }
-        Ok(largest)
-    }
-
-    /// How many records are really there from `from` up to, not including, `to`.
-    ///
-    /// # Errors
-    /// [`LogReadError`].
-    pub fn count(&self, from: Offset, to: Offset, access: Access) -> Result<u64, LogReadError> {
-        let segments = self.0.segments.load_full();
-        let mut count = 0;
-        for (number, segment) in segments.iter().enumerate() {
-            let next = segments.get(number + 1).map_or(Offset::MAX, |next| next.base);
-            if next <= from || segment.base >= to || segment.broken.is_some() {
-                continue;
-            }
-            let upper = if next <= to { segment.totals(access)?.records } else { rank(segment, to, access)? };
-            let lower = if segment.base >= from { 0 } else { rank(segment, from, access)? };
-            count += upper.saturating_sub(lower);
-        }
-        Ok(count)
-    }
-
-    /// The append time of the first record at or after `offset` and below `until`.
-    ///
-    /// # Errors
-    /// [`LogReadError`].
-    pub fn append_time_at(
-        &self,
-        offset: Offset,
-        until: Offset,
-        access: Access,
-    ) -> Result<Option<Timestamp>, LogReadError> {
-        let range = ReadRange { from: offset, until, bytes: 1 };
-        Ok(self.read(range, access)?.first().map(|stored| stored.append_time))
-    }
-
-    fn each_batch(
-        &self,
-        segment: &Segment,
-        access: Access,
-        mut each: impl FnMut(&BatchHeader),
-    ) -> Result<(), LogReadError> {
-        let end = segment.end();
-        let start = crate::frame::SEGMENT_HEADER_LENGTH as u64;
-        let source = segment.source(access, end);
-        let mut walker = Walker::new(source, segment.header.salt, start, end, WALK_WINDOW);
-        loop {
-            match walker.step()? {
-                Step::Frame(_, Frame { content: Content::Batch(header), .. }) => each(&header),
-                Step::Frame(..) => {}
-                Step::Invalid(..) if walker.resync()? => {}
-                Step::Invalid(..) | Step::End => return Ok(()),
-            }
-        }
-    }
-
     /// The segment that covers `from`, or the damage that lies in its place.
-    fn place(&self, from: Offset, until: Offset) -> Result<Place, LogReadError> {
+    pub(crate) fn place(&self, from: Offset, until: Offset) -> Result<Place, LogReadError> {
         let segments = self.0.segments.load_full();
         // Loaded after the segments, so that a segment that was deleted meanwhile shows as out of range.
         let start = self.start();
@@ -478,72 +339,4 @@ enum Walked {
 
 pub(crate) fn last_offset(header: &BatchHeader) -> Offset {
     header.base_offset.saturating_add(u64::from(header.last_offset_delta))
-}
-
-/// Records of a segment with an offset below `offset`.
-fn rank(segment: &Segment, offset: Offset, access: Access) -> Result<u64, LogReadError> {
-    let delta = offset.since(segment.base);
-    let Found { position, mut records_before } =
-        segment.search(access, |entry| u64::from(entry.offset_delta) <= delta)?;
-    let end = segment.end();
-    let source = segment.source(access, end);
-    let mut walker = Walker::new(source, segment.header.salt, position, end, WALK_WINDOW);
-    loop {
-        match walker.step()? {
-            Step::Frame(at, frame) => {
-                let Content::Batch(header) = frame.content else { break };
-                if header.base_offset >= offset {
-                    break;
-                }
-                if last_offset(&header) < offset {
-                    records_before += u64::from(header.record_count);
-                    continue;
-                }
-                if header.record_count == header.last_offset_delta + 1 {
-                    records_before += offset.since(header.base_offset);
-                    break;
-                }
-                let payload = walker.payload(at, &frame)?;
-                records_before +=
-                    records(segment, &payload)?.filter(|(found, _)| *found < offset).count() as u64;
-                break;
-            }
-            Step::Invalid(..) if walker.resync()? => {}
-            Step::Invalid(..) | Step::End => break,
-        }
-    }
-    Ok(records_before)
-}
-
-/// The first record of a batch at or after a time, and at or after an offset.
-fn first_at(
-    segment: &Segment,
-    payload: &Bytes,
-    at: Timestamp,
-    start: Offset,
-) -> Result<Option<TimedOffset>, LogReadError> {
-    Ok(records(segment, payload)?
-        .find(|(offset, time)| *time >= at && *offset >= start)
-        .map(|(offset, time)| TimedOffset { offset, time }))
-}
-
-/// Offsets and times of a batch's records.
-fn records(
-    segment: &Segment,
-    payload: &Bytes,
-) -> Result<impl Iterator<Item = (Offset, Timestamp)> + use<>, LogReadError> {
-    let damaged = |reason: String| {
-        let header = BatchHeader::parse(payload).ok();
-        let (from, until) = header.map_or((segment.base, segment.base), |header| {
-            (header.base_offset, last_offset(&header).saturating_add(1))
-        });
-        LogReadError::Damaged { from, until, reason: format!("{}: {reason}", segment.path().display()) }
-    };
-    let batch = Batch::verify(payload.clone(), &STORED).map_err(|error| damaged(error.to_string()))?;
-    let records = batch.records(&STORED).map_err(|error| damaged(error.to_string()))?;
-    Ok(records
-        .map_while(Result::ok)
-        .map(|record| (record.offset, record.timestamp))
-        .collect::<Vec<_>>()
-        .into_iter())
 }

@@ -168,6 +168,16 @@ impl BatchHeader {
         self.attributes & CONTROL_BIT != 0
     }
 
+    /// Records that readers see: none in a control batch.
+    pub const fn records_there(&self) -> u64 {
+        if self.is_control() { 0 } else { self.record_count as u64 }
+    }
+
+    /// Whether readers see a record of it.
+    pub const fn has_records(&self) -> bool {
+        self.records_there() > 0
+    }
+
     /// Whether the base timestamp is a time until which tombstones are kept; only compaction sets it.
     pub const fn has_delete_horizon(&self) -> bool {
         self.attributes & DELETE_HORIZON_BIT != 0

@@ -7,6 +7,7 @@
 
 mod appends;
 mod lifecycle;
+mod lookups;
 mod producers;
 mod reads;
 mod retention;
@@ -25,7 +26,7 @@ use crate::{
     ReadLimit, Storage, Visibility,
 };
 
-pub use self::{appends::*, lifecycle::*, producers::*, reads::*, retention::*};
+pub use self::{appends::*, lifecycle::*, lookups::*, producers::*, reads::*, retention::*};
 
 /// A store under test.
 pub trait Harness: Sized {
@@ -63,6 +64,9 @@ macro_rules! conformance_suite {
             the_highest_time_is_found
             records_are_counted
             append_times_are_known_by_offset
+            what_is_no_record_is_not_counted
+            gaps_within_batches_are_not_counted
+            look_ups_agree_with_a_scan_of_all_records
             // Producers.
             dense_numbering_by_the_rules
             duplicates_in_flight_are_recognised
@@ -283,6 +287,7 @@ mod tests {
         let files = [
             include_str!("conformance/appends.rs"),
             include_str!("conformance/lifecycle.rs"),
+            include_str!("conformance/lookups.rs"),
             include_str!("conformance/producers.rs"),
             include_str!("conformance/reads.rs"),
             include_str!("conformance/retention.rs"),

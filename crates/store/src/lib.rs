@@ -22,8 +22,8 @@ pub use local::{LocalOpenError, LocalOptions, LocalStorage, StoreClock};
 pub use memory::MemoryStorage;
 pub use partition::{
     AckLevel, Append, Appended, Backpressure, Batches, LogEnds, Maintained, OffsetAt, PartitionStore,
-    ProducerView, ReadBatch, ReadError, ReadLimit, StoreInfo, StoreState, Visibility, WRITTEN_SYNC_INTERVAL,
-    Waiter,
+    ProducerView, ReadBatch, ReadError, ReadLimit, RecordCount, StoreInfo, StoreState, Visibility,
+    WRITTEN_SYNC_INTERVAL, Waiter,
 };
 pub use storage::{
     CleanupPolicy, Health, OpenError, OpenMode, PartitionConfig, Storage, StoreError, StoreStatistics,

@@ -41,10 +41,12 @@ pub trait PartitionStore: Send + Sync + std::fmt::Debug {
     /// The first record with the highest time; `None` in an empty log.
     fn offset_of_max_time(&self) -> BoxFuture<'_, Result<Option<OffsetAt>, ReadError>>;
 
-    /// How many records are really there from `from` up to, not including, `to`.
-    fn count(&self, from: Offset, to: Offset) -> BoxFuture<'_, Result<u64, ReadError>>;
+    /// What is really there from `from` up to, not including, `to`: gaps and control batches are no records.
+    /// Both are held within the log. Cheap: counts are cumulative.
+    fn count(&self, from: Offset, to: Offset) -> BoxFuture<'_, Result<RecordCount, ReadError>>;
 
-    /// The append time of the first record at or after an offset; `None` at the end.
+    /// The append time of the first record really there at or after an offset; `None` if there is none up to the
+    /// end. An offset below log start stands for log start.
     fn append_time_at(&self, offset: Offset) -> BoxFuture<'_, Result<Option<Timestamp>, ReadError>>;
 
     /// Moves log start forward (never back) and answers the log start once it is durable.
@@ -192,6 +194,15 @@ pub struct OffsetAt {
     pub offset: Offset,
     /// Its time, by the topic's time.
     pub time: Timestamp,
+}
+
+/// What lies between two offsets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RecordCount {
+    /// Records really there.
+    pub records: u64,
+    /// Their bytes as stored, rounded up to whole batches, with what the store keeps around them.
+    pub bytes: ByteCount,
 }
 
 /// What maintenance did.

@@ -62,7 +62,7 @@ pub(crate) fn segments(data: &Data, partitions: &[PartitionId]) -> Outcome {
             view.each(|item| match item {
                 Item::Batch { header, append_time, .. } => {
                     frames += 1;
-                    records += u64::from(header.record_count);
+                    records += header.records_there();
                     (next, last) = (header.next_offset(), append_time);
                 }
                 Item::Seal { agrees, .. } => seal = if agrees { "yes" } else { "wrong" },

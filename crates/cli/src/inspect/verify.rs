@@ -145,7 +145,7 @@ impl Walk<'_> {
                     // Deleted already, though still in the file.
                     return;
                 }
-                self.findings.records += u64::from(header.record_count);
+                self.findings.records += header.records_there();
                 let offsets = format!("offsets {} to {}", header.base_offset, header.last_offset());
                 if !linked {
                     suspect(

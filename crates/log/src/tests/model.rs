@@ -198,7 +198,7 @@ impl World {
             assert_eq!(value, wanted);
         }
         let count = log.reader().count(ends.start, ends.durable, Access::Blocking).unwrap();
-        assert_eq!(count, expected.len() as u64);
+        assert_eq!(count.records, expected.len() as u64);
     }
 }
 

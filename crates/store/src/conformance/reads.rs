@@ -188,7 +188,8 @@ pub async fn records_are_counted<H: Harness>() {
     let harness = H::create().await;
     let partition = ten_batches(&harness).await;
     let count = async |from, to| {
-        within("a count", partition.0.count(offset(from), offset(to))).await.expect("the log can be counted")
+        let counted = within("a count", partition.0.count(offset(from), offset(to))).await;
+        counted.expect("the log can be counted").records
     };
     for (from, to, expected) in [
         (0, 30, 30),

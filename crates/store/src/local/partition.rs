@@ -13,7 +13,7 @@ use std::{
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use rimstone_log::{
-    Access, AfterWrite, FileError, Log, LogPosition, LogReadError, LogReader, Offered, ReadRange,
+    Access, AfterWrite, Extent, FileError, Log, LogPosition, LogReadError, LogReader, Offered, ReadRange,
     SnapshotsWritten, StageError, WriteFailure, WritePlan, producers, write_log_start,
 };
 use rimstone_types::{ByteCount, LogEnds, Offset, PartitionId, ProducerId, Timestamp, TopicId};
@@ -23,7 +23,8 @@ use super::{Counters, Shared, blocking, store_error};
 use crate::{
     partition::{
         AckLevel, Append, Appended, Backpressure, Batches, Maintained, OffsetAt, PartitionStore,
-        ProducerView, ReadBatch, ReadError, ReadLimit, StoreInfo, StoreState, Visibility, Waiter,
+        ProducerView, ReadBatch, ReadError, ReadLimit, RecordCount, StoreInfo, StoreState, Visibility,
+        Waiter,
     },
     storage::{PartitionConfig, StoreError},
     ticket::{AppendError, AppendTicket, TicketSender},
@@ -393,6 +394,24 @@ impl LocalPartition {
         result.map_err(|error| self.read_error(error))
     }
 
+    /// Runs a look-up over several segments on a log whose start stays where it is meanwhile: if it moved, segments
+    /// may have gone under the look-up, and it is made again over what is left.
+    async fn settled<T: Send + 'static, F>(
+        self: &Arc<Self>,
+        look_up: impl Fn(LogEnds) -> F,
+    ) -> Result<T, ReadError>
+    where
+        F: Fn(&LogReader, Access) -> Result<T, LogReadError> + Send + 'static,
+    {
+        loop {
+            let ends = self.ends();
+            let result = self.with_reader(look_up(ends)).await;
+            if self.reader.start() == ends.start {
+                return result;
+            }
+        }
+    }
+
     fn read_error(&self, error: LogReadError) -> ReadError {
         match error {
             LogReadError::OutOfRange { offset, start, end } => ReadError::OutOfRange { offset, start, end },
@@ -533,42 +552,51 @@ impl PartitionStore for Arc<LocalPartition> {
 
     fn offset_for_time(&self, at: Timestamp) -> BoxFuture<'_, Result<Option<OffsetAt>, ReadError>> {
         Box::pin(async move {
-            let end = self.ends().durable;
-            let found = self.with_reader(move |reader, access| reader.find_time(at, end, access)).await?;
-            Ok(found.map(|found| OffsetAt { offset: found.offset, time: found.time }))
-        })
-    }
-
-    fn offset_of_max_time(&self) -> BoxFuture<'_, Result<Option<OffsetAt>, ReadError>> {
-        Box::pin(async move {
-            let end = self.ends().durable;
             let found = self
-                .with_reader(move |reader, access| match reader.max_time(end, access)? {
-                    Some(time) => reader.find_time(time, end, access),
-                    None => Ok(None),
+                .settled(move |ends| {
+                    move |reader: &LogReader, access| reader.find_time(at, ends.durable, access)
                 })
                 .await?;
             Ok(found.map(|found| OffsetAt { offset: found.offset, time: found.time }))
         })
     }
 
-    fn count(&self, from: Offset, to: Offset) -> BoxFuture<'_, Result<u64, ReadError>> {
+    fn offset_of_max_time(&self) -> BoxFuture<'_, Result<Option<OffsetAt>, ReadError>> {
         Box::pin(async move {
-            let ends = self.ends();
-            let (from, to) = (from.max(ends.start), to.min(ends.durable));
-            if from >= to {
-                return Ok(0);
-            }
-            self.with_reader(move |reader, access| reader.count(from, to, access)).await
+            let found = self
+                .settled(move |LogEnds { durable: end, .. }| {
+                    move |reader: &LogReader, access| match reader.max_time(end, access)? {
+                        Some(time) => reader.find_time(time, end, access),
+                        None => Ok(None),
+                    }
+                })
+                .await?;
+            Ok(found.map(|found| OffsetAt { offset: found.offset, time: found.time }))
+        })
+    }
+
+    fn count(&self, from: Offset, to: Offset) -> BoxFuture<'_, Result<RecordCount, ReadError>> {
+        Box::pin(async move {
+            let counted = self.settled(move |ends| {
+                let (from, to) = (from.max(ends.start), to.min(ends.durable));
+                move |reader: &LogReader, access| match from < to {
+                    true => reader.count(from, to, access),
+                    false => Ok(Extent::default()),
+                }
+            });
+            let extent = counted.await?;
+            Ok(RecordCount { records: extent.records, bytes: ByteCount(extent.bytes) })
         })
     }
 
     fn append_time_at(&self, offset: Offset) -> BoxFuture<'_, Result<Option<Timestamp>, ReadError>> {
-        Box::pin(async move {
-            let ends = self.ends();
+        Box::pin(self.settled(move |ends| {
             let offset = offset.max(ends.start);
-            self.with_reader(move |reader, access| reader.append_time_at(offset, ends.durable, access)).await
-        })
+            move |reader: &LogReader, access| match offset < ends.durable {
+                true => reader.append_time_at(offset, ends.durable, access),
+                false => Ok(None),
+            }
+        }))
     }
 
     fn trim(&self, start: Offset) -> BoxFuture<'_, Result<Offset, StoreError>> {

@@ -8,7 +8,7 @@ use rimstone_types::{LogEnds, Offset, Timestamp};
 
 use crate::{
     Append, AppendError, Appended, Batches, CleanupPolicy, Maintained, OffsetAt, PartitionConfig, ReadBatch,
-    ReadLimit, StoreError, TimestampType,
+    ReadLimit, RecordCount, StoreError, TimestampType,
 };
 
 /// One pass deletes by age at most one in so many segments (and always at least one), so that a clock that
@@ -34,12 +34,20 @@ struct Segment {
     batches: usize,
     bytes: u64,
     first_append: Timestamp,
+    last_append: Timestamp,
+    /// Of its records; `Timestamp::MIN` without any.
     max_time: Timestamp,
 }
 
 impl Segment {
     fn new(base: Offset) -> Self {
-        Self { base, batches: 0, bytes: 0, first_append: Timestamp::MIN, max_time: Timestamp::MIN }
+        let (first_append, last_append, max_time) = (Timestamp::MIN, Timestamp::MIN, Timestamp::MIN);
+        Self { base, batches: 0, bytes: 0, first_append, last_append, max_time }
+    }
+
+    /// What retention by age goes by: without a record, when its batches were taken.
+    fn age(&self) -> Timestamp {
+        if self.max_time == Timestamp::MIN { self.last_append } else { self.max_time }
     }
 }
 
@@ -132,7 +140,10 @@ impl Contents {
         }
         active.batches += 1;
         active.bytes += bytes;
-        active.max_time = active.max_time.max(read.batch.header().max_timestamp);
+        active.last_append = read.append_time;
+        if read.batch.header().has_records() {
+            active.max_time = active.max_time.max(read.batch.header().max_timestamp);
+        }
         self.batches.push_back(read);
     }
 
@@ -190,33 +201,47 @@ impl Contents {
         })
     }
 
-    /// The records of a batch that are in the log. Records that cannot be decoded have no times to be found
+    /// The records of a batch that are in the log: of a control batch none. Records that cannot be decoded have no times to be found
     /// by, and do not stand in the way of those that have.
     fn records(&self, read: &ReadBatch) -> impl Iterator<Item = Record> {
         let limits = Limits { ratio: u32::MAX, headers_per_record: u32::MAX, ..Limits::default() };
         let start = self.start;
-        let records = read.batch.records(&limits).into_iter().flatten();
+        let readable = read.batch.header().has_records();
+        let records = readable.then(|| read.batch.records(&limits)).into_iter().flatten().flatten();
         records.map_while(Result::ok).skip_while(move |record| record.offset < start)
     }
 
-    pub(super) fn count(&self, range: Range<Offset>) -> u64 {
+    pub(super) fn count(&self, range: Range<Offset>) -> RecordCount {
         let (from, to) = (range.start.max(self.start), range.end.min(self.end));
         let batches = self.batches.range(self.place(from)..);
-        let batches = batches.take_while(|read| read.batch.base_offset() < to);
-        batches.map(|read| self.count_in(read, from, to)).sum()
+        let mut count = RecordCount::default();
+        for read in batches.take_while(|read| from < to && read.batch.base_offset() < to) {
+            count.records += self.count_in(read, from, to);
+            count.bytes.0 += read.batch.bytes().len() as u64;
+        }
+        count
     }
 
+    /// Records of a batch from `from` up to, not including, `to`: decoded only where the header does not tell.
     fn count_in(&self, read: &ReadBatch, from: Offset, to: Offset) -> u64 {
         let batch = &read.batch;
         let (from, to) = (from.max(batch.base_offset()), to.min(batch.next_offset()));
-        if u64::from(batch.header().record_count) == batch.next_offset().since(batch.base_offset()) {
+        let offsets = batch.next_offset().since(batch.base_offset());
+        let there = batch.header().records_there();
+        if there == 0 || to.since(from) == offsets {
+            return there;
+        }
+        if there == offsets {
             return to.since(from);
         }
         self.records(read).filter(|record| (from..to).contains(&record.offset)).count() as u64
     }
 
     pub(super) fn append_time_at(&self, offset: Offset) -> Option<Timestamp> {
-        self.batches.get(self.place(offset.max(self.start))).map(|read| read.append_time)
+        let offset = offset.max(self.start);
+        let mut batches = self.batches.range(self.place(offset)..);
+        let found = batches.find(|read| self.count_in(read, offset, self.end) > 0);
+        found.map(|read| read.append_time)
     }
 
     pub(super) fn trim(&mut self, start: Offset) -> Result<Maintained, StoreError> {
@@ -267,8 +292,7 @@ impl Contents {
         }
         let Some(age) = self.config.retention_age else { return (gone, false) };
         let oldest_kept = now.saturating_sub(age);
-        let due =
-            self.segments.range(gone..sealed).take_while(|segment| segment.max_time < oldest_kept).count();
+        let due = self.segments.range(gone..sealed).take_while(|segment| segment.age() < oldest_kept).count();
         let most = (sealed / SHARE_PER_PASS).max(1);
         (gone + due.min(most), due > most)
     }

@@ -12,8 +12,8 @@ use rimstone_types::{ByteCount, LogEnds, Offset, ProducerId, Timestamp};
 use super::{Shared, contents::Contents};
 use crate::{
     Append, AppendError, AppendTicket, Appended, Backpressure, Batches, Maintained, OffsetAt,
-    PartitionConfig, PartitionStore, ProducerView, ReadError, ReadLimit, StoreError, StoreInfo, StoreState,
-    Waiter, waiters::Waiters,
+    PartitionConfig, PartitionStore, ProducerView, ReadError, ReadLimit, RecordCount, StoreError, StoreInfo,
+    StoreState, Waiter, waiters::Waiters,
 };
 
 /// An open partition. The contents outlive it.
@@ -140,7 +140,7 @@ impl PartitionStore for MemoryPartition {
         ready(self.with(|contents| contents.offset_of_max_time()).map_err(ReadError::from)).boxed()
     }
 
-    fn count(&self, from: Offset, to: Offset) -> BoxFuture<'_, Result<u64, ReadError>> {
+    fn count(&self, from: Offset, to: Offset) -> BoxFuture<'_, Result<RecordCount, ReadError>> {
         ready(self.with(|contents| contents.count(from..to)).map_err(ReadError::from)).boxed()
     }
 
