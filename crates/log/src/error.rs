@@ -28,6 +28,11 @@ impl FileError {
         self.source.kind() == io::ErrorKind::NotFound
     }
 
+    /// The disk could not read it.
+    pub(crate) fn is_unreadable(&self) -> bool {
+        self.source.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+    }
+
     /// No space, or no quota, is left.
     pub fn is_full(&self) -> bool {
         matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)

@@ -91,6 +91,8 @@ pub(crate) fn read_small(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, Fil
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(FileError::new("open", path, error)),
     };
+    #[cfg(test)]
+    bad_sectors::hit(path, 0, usize::MAX)?;
     let mut content = Vec::new();
     file.take(limit + 1).read_to_end(&mut content).map_err(|error| FileError::new("read", path, error))?;
     if content.len() as u64 > limit {
@@ -154,6 +156,8 @@ pub(crate) fn read_at(
 ) -> Result<usize, FileError> {
     let mut done = 0;
     while done < buffer.len() {
+        #[cfg(test)]
+        bad_sectors::hit(path, position + done as u64, buffer.len() - done)?;
         match file.read_at(&mut buffer[done..], position + done as u64) {
             Ok(0) => break,
             Ok(read) => done += read,
@@ -162,6 +166,67 @@ pub(crate) fn read_at(
         }
     }
     Ok(done)
+}
+
+/// What a disk gives up at a time at the least, however small its sectors are: a page of the page cache.
+const UNREADABLE_PIECE: u64 = 4096;
+
+/// As [`read_at`]; pieces that the disk cannot read are zeros, and the checks over what was read name their range.
+pub(crate) fn read_around(
+    file: &File,
+    path: &Path,
+    buffer: &mut [u8],
+    position: u64,
+) -> Result<usize, FileError> {
+    let whole = match read_at(file, path, buffer, position) {
+        Err(error) if error.is_unreadable() => error,
+        result => return result,
+    };
+    let (mut done, mut unreadable) = (0, 0);
+    while done < buffer.len() {
+        let at = position + done as u64;
+        let piece = usize::try_from(UNREADABLE_PIECE - at % UNREADABLE_PIECE).unwrap_or(usize::MAX);
+        let piece = piece.min(buffer.len() - done);
+        match read_at(file, path, &mut buffer[done..done + piece], at) {
+            Ok(read) if read < piece => {
+                done += read;
+                break;
+            }
+            Ok(_) => {}
+            Err(error) if error.is_unreadable() => {
+                buffer[done..done + piece].fill(0);
+                unreadable += piece;
+            }
+            Err(error) => return Err(error),
+        }
+        done += piece;
+    }
+    tracing::error!(error = %whole, position, bytes = done, unreadable, "the disk cannot read a part of a file");
+    Ok(done)
+}
+
+/// Files that this thread cannot read, in part.
+#[cfg(test)]
+pub(crate) mod bad_sectors {
+    use std::{cell::RefCell, ops::Range};
+
+    use super::*;
+
+    thread_local!(static BAD: RefCell<Vec<(PathBuf, Range<u64>)>> = const { RefCell::new(Vec::new()) });
+
+    pub(crate) fn add(path: &Path, range: Range<u64>) {
+        BAD.with_borrow_mut(|bad| bad.push((path.to_owned(), range)));
+    }
+
+    pub(crate) fn hit(path: &Path, at: u64, length: usize) -> Result<(), FileError> {
+        let end = at.saturating_add(length as u64);
+        let is_bad =
+            |(bad, range): &(PathBuf, Range<u64>)| bad == path && range.start < end && at < range.end;
+        if BAD.with_borrow(|bad| bad.iter().any(is_bad)) {
+            return Err(FileError::new("read", path, rustix::io::Errno::IO.into()));
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -149,7 +149,7 @@ impl IndexFile {
     pub(crate) fn open(path: &Path) -> Result<Option<Self>, FileError> {
         let Ok(file) = files::open_read(path) else { return Ok(None) };
         let mut head = [0; INDEX_HEADER_LENGTH];
-        let read = files::read_at(&file, path, &mut head, 0)?;
+        let read = files::read_around(&file, path, &mut head, 0)?;
         let Ok(header) = IndexHeader::decode(&head[..read]) else { return Ok(None) };
         let length = file.metadata().map_err(|error| FileError::new("stat", path, error))?.len();
         let needed = INDEX_HEADER_LENGTH as u64 + u64::from(header.entries) * ENTRY_LENGTH as u64;
@@ -159,7 +159,7 @@ impl IndexFile {
     /// All entries, or `None` if one is wrong. Bounded by the file's real length, which `open` has checked.
     pub(crate) fn entries(&self, path: &Path) -> Result<Option<Vec<IndexEntry>>, FileError> {
         let mut bytes = vec![0; self.header.entries as usize * ENTRY_LENGTH];
-        if files::read_at(&self.file, path, &mut bytes, INDEX_HEADER_LENGTH as u64)? < bytes.len() {
+        if files::read_around(&self.file, path, &mut bytes, INDEX_HEADER_LENGTH as u64)? < bytes.len() {
             return Ok(None);
         }
         Ok(bytes
@@ -180,7 +180,7 @@ impl IndexFile {
             let middle = low + (high - low) / 2;
             let mut bytes = [0; ENTRY_LENGTH];
             let at = INDEX_HEADER_LENGTH as u64 + middle * ENTRY_LENGTH as u64;
-            if files::read_at(&self.file, path, &mut bytes, at)? < ENTRY_LENGTH {
+            if files::read_around(&self.file, path, &mut bytes, at)? < ENTRY_LENGTH {
                 return Ok(Err(()));
             }
             let Some(entry) = IndexEntry::decode(&bytes, self.header.salt) else { return Ok(Err(())) };

@@ -5,6 +5,9 @@
 //! is; above it, it is a torn tail, and it and everything behind it is set aside. What lies above it and is
 //! whole is written again and synced before it is published: after a kill, or a failed sync, cached bytes can
 //! pass every check and not be on disk.
+//!
+//! A sector that the disk cannot read is damage below the attested end. Above it, it is no torn tail, for a torn
+//! write leaves sectors that can be read: such a partition is not opened, and nothing of it is changed.
 
 use std::{
     fs, io,
@@ -26,10 +29,10 @@ use crate::{
     log::{Found, Log, new_segment},
     producers::{Claim, ProducerTable},
     reader::STORED,
-    segment::{Access, Cold, IndexBuilder, SCAN_WINDOW, Segment},
+    segment::{Access, Cold, IndexBuilder, Readable, SCAN_WINDOW, Segment},
     snapshot,
     staging::{Head, capacity},
-    walk::{Step, Walker},
+    walk::{Source, Step, Walker},
 };
 
 /// How much is copied at a time when a tail is written again.
@@ -240,6 +243,12 @@ impl Recovery<'_> {
 
     /// Where whole, linked frames end that begin at the attested end.
     fn valid_end(&mut self, attested: LogPosition) -> Result<End, LogReadError> {
+        for segment in &self.segments {
+            if segment.broken.is_some() && segment.base >= attested.segment {
+                // An error if that is so because it cannot be read.
+                Readable(segment).load(0, SEGMENT_HEADER_LENGTH)?;
+            }
+        }
         let number =
             self.segments.partition_point(|segment| segment.base <= attested.segment).saturating_sub(1);
         let segment = &self.segments[number];
@@ -262,8 +271,9 @@ impl Recovery<'_> {
         let mut previous_check = None;
         loop {
             let segment = &self.segments[end.number];
+            let source = Readable(segment);
             let mut walker =
-                Walker::new(Cold(segment), segment.header.salt, end.position, segment.end(), SCAN_WINDOW);
+                Walker::new(source, segment.header.salt, end.position, segment.end(), SCAN_WINDOW);
             while !end.sealed {
                 let Step::Frame(at, frame) = walker.step()? else { return Ok(end) };
                 if previous_check.is_some_and(|check| check != frame.previous_check) {

@@ -97,7 +97,7 @@ impl Segment {
         let file = files::open_read(&path)?;
         let length = file.metadata().map_err(|error| FileError::new("stat", &path, error))?.len();
         let mut bytes = [0; SEGMENT_HEADER_LENGTH];
-        let read = files::read_at(&file, &path, &mut bytes, 0)?;
+        let read = files::read_around(&file, &path, &mut bytes, 0)?;
         let (header, broken) = match SegmentHeader::decode(&bytes[..read]) {
             Ok(header) if header.base == base => (header, None),
             Ok(header) => (header, Some(format!("its header names base offset {}", header.base))),
@@ -351,10 +351,11 @@ impl Segment {
         }
     }
 
+    /// With zeros where the disk cannot read.
     fn pread(&self, at: u64, length: usize) -> Result<Bytes, LogReadError> {
         let file = files::open_read(&self.path)?;
         let mut buffer = vec![0; length];
-        let read = files::read_at(&file, &self.path, &mut buffer, at)?;
+        let read = files::read_around(&file, &self.path, &mut buffer, at)?;
         buffer.truncate(read);
         Ok(buffer.into())
     }
@@ -376,11 +377,21 @@ pub(crate) struct Published<'a> {
     end: u64,
 }
 
+impl Published<'_> {
+    fn is_resident(&self, map: &Map, at: u64, length: usize) -> bool {
+        #[cfg(test)]
+        if files::bad_sectors::hit(&self.segment.path, at, length).is_err() {
+            return false;
+        }
+        map.is_resident(at, length)
+    }
+}
+
 impl Source for Published<'_> {
     fn load(&self, at: u64, length: usize) -> Result<Bytes, LogReadError> {
         let length = length.min(usize::try_from(self.end.saturating_sub(at)).unwrap_or(usize::MAX));
         if let Some(map) = self.segment.map()?
-            && map.is_resident(at, length)
+            && self.is_resident(&map, at, length)
             && let Some(bytes) = map.bytes(at, length, self.end)
         {
             return Ok(bytes);
@@ -399,13 +410,27 @@ impl Source for Published<'_> {
     }
 }
 
-/// The file as it lies there, published or not.
+/// The file as it lies there, published or not; zeros where the disk cannot read.
 #[derive(Debug)]
 pub(crate) struct Cold<'a>(pub(crate) &'a Segment);
 
 impl Source for Cold<'_> {
     fn load(&self, at: u64, length: usize) -> Result<Bytes, LogReadError> {
         self.0.pread(at, length)
+    }
+}
+
+/// The file as it lies there; an error where the disk cannot read.
+#[derive(Debug)]
+pub(crate) struct Readable<'a>(pub(crate) &'a Segment);
+
+impl Source for Readable<'_> {
+    fn load(&self, at: u64, length: usize) -> Result<Bytes, LogReadError> {
+        let file = files::open_read(&self.0.path)?;
+        let mut buffer = vec![0; length];
+        let read = files::read_at(&file, &self.0.path, &mut buffer, at)?;
+        buffer.truncate(read);
+        Ok(buffer.into())
     }
 }
 

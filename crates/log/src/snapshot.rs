@@ -63,7 +63,14 @@ pub(crate) fn newest(
             continue;
         }
         let path = files::offset_path(directory, offset, files::PRODUCERS_SUFFIX);
-        let Some(bytes) = files::read_small(&path, SNAPSHOT_BYTES_MAX)? else { continue };
+        let bytes = match files::read_small(&path, SNAPSHOT_BYTES_MAX) {
+            Err(error) if error.is_unreadable() => {
+                tracing::warn!(%error, "a producer snapshot is not readable");
+                continue;
+            }
+            read => read?,
+        };
+        let Some(bytes) = bytes else { continue };
         match decode(&bytes, limits) {
             Ok((named, table)) if named == offset => return Ok(Some((offset, table))),
             Ok((named, _)) => {
@@ -147,7 +154,14 @@ pub fn write_log_start(directory: &Path, start: Offset) -> Result<(), FileError>
 /// [`FileError`].
 pub fn read_log_start(directory: &Path) -> Result<Option<Offset>, FileError> {
     let path = directory.join(files::LOG_START_FILE);
-    let Some(bytes) = files::read_small(&path, 64)? else { return Ok(Some(Offset::ZERO)) };
+    let bytes = match files::read_small(&path, 64) {
+        // As if it were damaged.
+        Err(error) if error.is_unreadable() => Vec::new(),
+        read => match read? {
+            Some(bytes) => bytes,
+            None => return Ok(Some(Offset::ZERO)),
+        },
+    };
     if bytes.len() == 20
         && bytes[..8] == LOG_START_MAGIC
         && u32_at(&bytes, 16) == crc32fast::hash(&bytes[..16])

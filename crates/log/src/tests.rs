@@ -5,6 +5,7 @@ mod golden;
 mod model;
 mod recovery;
 mod rules;
+mod sectors;
 
 use std::{
     path::Path,

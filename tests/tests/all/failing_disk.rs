@@ -1,6 +1,9 @@
 //! A disk that says no: system calls of a running server are made to fail, by `strace`.
 
-use std::process::{Child, Command, Stdio};
+use std::{
+    path::Path,
+    process::{Child, Command, Stdio},
+};
 
 use rimstone_client::reason;
 use rimstone_tests::{
@@ -189,4 +192,59 @@ async fn a_slow_sync_delays_only_those_who_wait_for_it() {
     assert_eq!(soon(slow).await.unwrap().unwrap().base_offset, Some(acknowledged));
     assert_eq!(calls.fetch("t", acknowledged).await.unwrap().records.len(), 1);
     drop(fault);
+}
+
+/// Takes the segment files of all topics out of the page cache, so that reading comes to the disk.
+fn evict_segments(data: &Path) {
+    let mut folders = vec![data.join("topics")];
+    let mut evicted = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|suffix| suffix == "log") {
+                let file = std::fs::File::open(path).unwrap();
+                rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+                evicted += 1;
+            }
+        }
+    }
+    assert!(evicted > 5, "{evicted} segment files");
+}
+
+/// What the disk cannot read is named as lost, with its range; the partition goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_sector_is_named_and_costs_no_more_than_its_range() {
+    if let Some(why) = why_not() {
+        return skip("failing_disk", why);
+    }
+    let home = tempfile::tempdir().unwrap();
+    let server = Setup::new(home.path()).start().await;
+    let mut calls = Calls::connect(&server).await;
+    calls.create_topic("t", 1, &[("segment.bytes", "4096")]).await;
+    const RECORDS: u64 = 60;
+    for number in 0..RECORDS {
+        calls.append(to_partition_0("t", [format!("{number:01000}")])).await.unwrap();
+    }
+    evict_segments(server.data());
+    let fault = Fault::begin(&server, "pread64:error=EIO").await;
+    let mut at = 0;
+    let lost = loop {
+        let read = calls.fetch("t", at).await.unwrap();
+        if let Some(error) = read.error {
+            break error;
+        }
+        // Before the fault was in force; the next is in a segment that nobody has read yet.
+        at = read.next_offset;
+        assert!(at < RECORDS, "the fault did not come");
+    };
+    drop(fault);
+    assert_eq!((lost.code, lost.reason.as_str()), (Code::DataLoss as i32, reason::DATA_DAMAGED));
+    println!("{at}: {lost:?}");
+    let again = calls.fetch("t", at).await.unwrap();
+    assert_eq!(again.error, None);
+    assert_eq!(again.records[0].value.as_deref(), Some(format!("{at:01000}").as_bytes()));
+    let next = calls.append(to_partition_0("t", ["after"])).await.unwrap();
+    assert_eq!(next.base_offset, Some(RECORDS));
 }

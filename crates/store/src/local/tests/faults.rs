@@ -207,7 +207,7 @@ async fn a_flusher_that_dies_leaves_nobody_waiting() {
 async fn a_stop_that_comes_with_appends_is_clean_and_answers_all_of_them() {
     let directory = tempfile::tempdir().unwrap();
     let mut taken = 0;
-    for round in 0..200 {
+    for round in 0..100 {
         let storage = open(directory.path(), SyncPreference::Auto);
         assert_eq!(storage.was_clean(), round > 0, "round {round}");
         let mode = if round == 0 { OpenMode::CreateNew } else { OpenMode::MustExist };
@@ -220,7 +220,7 @@ async fn a_stop_that_comes_with_appends_is_clean_and_answers_all_of_them() {
             }
             tickets
         });
-        for _ in 0..round * 7 {
+        for _ in 0..round * 14 {
             std::thread::yield_now();
         }
         told(storage.close()).await.unwrap_or_else(|error| panic!("round {round}: {error}"));
