@@ -23,6 +23,8 @@ pub struct Limits {
     pub open_requests_per_producer: usize,
     /// Bytes of produce requests in flight, from arrival to answer, over all connections.
     pub in_flight: ByteCount,
+    /// The longest request message that the doors take: no topic is told to take larger batches than it carries.
+    pub request: ByteCount,
     /// Plain records, or encoded batches, in one request: bounds the answer, which lists each.
     pub records_per_request: usize,
     /// What a client's compressed batch may become: verification holds this much for a moment.
@@ -57,6 +59,7 @@ impl Default for Limits {
             sessions: 10_000,
             open_requests_per_producer: 1_024,
             in_flight: ByteCount::mib(256),
+            request: ByteCount::mib(8),
             records_per_request: 100_000,
             uncompressed_batch: ByteCount::mib(64),
             partitions_per_fetch: 10_000,

@@ -27,6 +27,18 @@ pub enum SettingError {
         /// What is allowed.
         allowed: &'static str,
     },
+    /// Allowed, but no request of this server could carry such a batch.
+    #[error(
+        "max.message.bytes={value} is not allowed: limits.request_bytes of this server is {limit}, and that carries batches of at most {most} bytes"
+    )]
+    TooLargeForRequest {
+        /// What was given.
+        value: u64,
+        /// The longest request message.
+        limit: u64,
+        /// The largest batch that fits in one.
+        most: u64,
+    },
     /// Set and reset at once.
     #[error("setting {name} cannot be set and reset at once")]
     SetAndReset {
@@ -46,10 +58,16 @@ impl Failure for SettingError {
             Self::Value { name, allowed, .. } => {
                 vec![("setting", (*name).to_owned()), ("allowed", (*allowed).to_owned())]
             }
+            Self::TooLargeForRequest { most, .. } => {
+                vec![("setting", "max.message.bytes".to_owned()), ("limit", most.to_string())]
+            }
             Self::SetAndReset { name } => vec![("setting", name.clone())],
         }
     }
 }
+
+/// What a request has around a batch: names, numbers, lengths.
+const REQUEST_FRAME: ByteCount = ByteCount::kib(4);
 
 /// The settings of a topic, resolved: what it set itself over what the server's defaults are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -315,6 +333,16 @@ impl TopicSettings {
             settings.set(name, value)?;
         }
         Ok(settings)
+    }
+
+    /// Whether a request message of at most `request` bytes carries the largest batch that the topic takes.
+    ///
+    /// # Errors
+    /// [`SettingError::TooLargeForRequest`].
+    pub fn fits_a_request(&self, request: ByteCount) -> Result<(), SettingError> {
+        let (value, limit) = (self.max_message_bytes.get(), request.get());
+        let most = limit.saturating_sub(REQUEST_FRAME.get());
+        if value > most { Err(SettingError::TooLargeForRequest { value, limit, most }) } else { Ok(()) }
     }
 
     /// All settings as they are shown.

@@ -12,6 +12,8 @@ pub use tonic::Code;
 
 /// The stable reasons of errors. Those of the server are in `docs/api.md`; the rest are this crate's own.
 pub mod reason {
+    /// The request means nothing to the server; metadata `limit` where it is too long for it.
+    pub const INVALID_REQUEST: &str = "INVALID_REQUEST";
     /// The topic does not exist.
     pub const TOPIC_NOT_FOUND: &str = "TOPIC_NOT_FOUND";
     /// The topic has no such partition.

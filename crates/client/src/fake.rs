@@ -72,6 +72,8 @@ pub(crate) struct World {
     pub(crate) refuse: HashMap<(String, u32), v1::ItemError>,
     /// Never answer appends, as a server does whose disk hangs.
     pub(crate) hang: bool,
+    /// Ends a produce stream when a message is longer; 0 never.
+    pub(crate) message_max: usize,
     /// Breaks a `Read` after about so many messages; 0 never.
     pub(crate) cut_reads: u32,
     names: HashMap<String, (u64, u32)>,
@@ -197,6 +199,7 @@ impl Fake {
             faults,
             refuse: HashMap::new(),
             hang: false,
+            message_max: 0,
             cut_reads: 0,
             names: HashMap::new(),
             next_id: 100,

@@ -27,9 +27,6 @@ use settings::Setting;
 use value::Kind;
 use values::Values;
 
-/// What a request has around a batch: names, numbers, lengths.
-const REQUEST_FRAME_BYTES: u64 = 4 << 10;
-
 /// All settings of a server, checked.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -159,14 +156,8 @@ fn load(inputs: &Inputs<'_>) -> Result<Config, ConfigError> {
 
 /// A batch of the default size that no request could carry would be a trap.
 fn fits_a_request(config: &Config, defaults: &TopicSettings) -> Option<Problem> {
-    let needed = defaults.max_message_bytes.get() + REQUEST_FRAME_BYTES;
-    let limit = config.grpc.request_bytes_max.get();
-    (needed > limit).then(|| Problem::Refused {
-        key: "limits.request_bytes".to_owned(),
-        why: format!(
-            "{limit} bytes do not hold a batch of topic_defaults.max.message.bytes with its frame, {needed} bytes"
-        ),
-    })
+    let refused = defaults.fits_a_request(config.grpc.request_bytes_max).err()?;
+    Some(Problem::Refused { key: "topic_defaults.max.message.bytes".to_owned(), why: refused.to_string() })
 }
 
 impl Config {
@@ -302,6 +293,7 @@ fn broker(values: &Values<'_>) -> BrokerConfig {
             sessions: values.count("limits.producer_sessions"),
             open_requests_per_producer: values.count("limits.open_requests_per_producer"),
             in_flight: values.bytes("limits.in_flight_bytes"),
+            request: values.bytes("limits.request_bytes"),
             records_per_request: values.count("limits.records_per_request"),
             uncompressed_batch: values.bytes("limits.uncompressed_batch_bytes"),
             partitions_per_fetch: values.count("limits.partitions_per_fetch"),

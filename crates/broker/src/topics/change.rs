@@ -85,6 +85,7 @@ impl Inner {
         }
         let overrides = change(&Overrides::new(), settings, &[])?;
         let settings = self.config.topic_defaults.with(&overrides)?;
+        settings.fits_a_request(self.config.limits.request)?;
 
         let mut catalog = self.catalog.lock().await;
         if self.topics.get(&name).is_ok() {
@@ -135,6 +136,10 @@ impl Inner {
         let topic = self.topics.get(name)?;
         let overrides = change(&topic.overrides, set, reset)?;
         let settings = self.config.topic_defaults.with(&overrides)?;
+        // What was made under another limit can still be altered otherwise.
+        if settings.max_message_bytes != topic.settings.max_message_bytes {
+            settings.fits_a_request(self.config.limits.request)?;
+        }
         let current = topic.partition_count();
         let count = partitions.unwrap_or(current);
         if count < current {

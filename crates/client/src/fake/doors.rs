@@ -3,6 +3,7 @@
 use std::{pin::Pin, sync::atomic::Ordering, time::Duration};
 
 use futures::Stream;
+use prost::Message as _;
 use rimstone_proto::v1::{
     self, admin_service_server::AdminService, consume_service_server::ConsumeService,
     produce_service_server::ProduceService, produce_stream_request::Kind as RequestKind,
@@ -79,6 +80,14 @@ impl ProduceService for Fake {
             // server does that, and nobody could tell.
             let mut silence = HANG;
             while let Ok(Some(Ok(request))) = tokio::time::timeout(silence, requests.next()).await {
+                let limit = fake.world.lock().message_max;
+                if limit > 0 && request.encoded_len() > limit {
+                    let limit = limit.to_string();
+                    let refusal =
+                        status(Code::InvalidArgument, reason::INVALID_REQUEST, &[("limit", limit.as_str())]);
+                    drop(answers.send(Err(refusal)).await);
+                    return;
+                }
                 let Some(RequestKind::Append(append)) = request.kind else { return };
                 let answer = match fake.append(append) {
                     Ok(Some(ack)) => Ok(v1::ProduceStreamResponse { kind: Some(ResponseKind::Ack(ack)) }),

@@ -3,6 +3,7 @@
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
+use prost::Message as _;
 use rimstone_proto::v1::{
     self, produce_stream_request::Kind as RequestKind, produce_stream_response::Kind as ResponseKind,
 };
@@ -10,7 +11,7 @@ use tokio::{sync::mpsc, time::Instant};
 use tonic::Streaming;
 
 use crate::{
-    error::{ClientError, reason},
+    error::{ClientError, Code, reason},
     producer::{
         Shared,
         link::{Learned, Link, Opened, Sent, ended, learn, open},
@@ -161,6 +162,7 @@ impl Driver {
                     ..Default::default()
                 }),
             };
+            let request = v1::ProduceStreamRequest { kind: Some(RequestKind::Append(append)) };
             link.sent_bytes += bytes;
             link.sent.push_back(Sent {
                 correlation: self.correlation,
@@ -169,8 +171,8 @@ impl Driver {
                 topic,
                 partition,
                 bytes,
+                message_bytes: request.encoded_len() as u64,
             });
-            let request = v1::ProduceStreamRequest { kind: Some(RequestKind::Append(append)) };
             if link.requests.try_send(request).is_err() {
                 // The stream has ended; its answers will say why, and what is in `sent` goes out again.
                 return;
@@ -230,9 +232,16 @@ impl Driver {
 
     /// The connection is gone.
     fn lost(&mut self, error: ClientError) {
-        self.link = None;
+        let link = self.link.take();
         self.learning = None;
-        let ends = !error.is_retriable() && !error.is(reason::PROTOCOL) && !error.reason.is_empty();
+        if let Some(limit) = error.number("limit").filter(|_| error.is(reason::INVALID_REQUEST))
+            && link.is_some_and(|link| self.too_long(link, limit, &error))
+        {
+            return;
+        }
+        // A message that was too slow to arrive ends the stream, and may be faster next time.
+        let passes = error.is_retriable() || error.code == Code::DeadlineExceeded;
+        let ends = !passes && !error.is(reason::PROTOCOL) && !error.reason.is_empty();
         {
             let mut state = self.shared.state.lock();
             if ends {
@@ -245,6 +254,24 @@ impl Driver {
             }
         }
         self.wait_to_connect(error);
+    }
+
+    /// The server ended the stream for a message above its limit, and read nothing from there on: that batch can
+    /// never be stored, those behind it were not. Answers whether there was one.
+    fn too_long(&mut self, link: Link, limit: u64, error: &ClientError) -> bool {
+        let is_too_long = |sent: &Sent| sent.message_bytes > limit;
+        let Some(first) = link.sent.iter().position(is_too_long) else { return false };
+        let mut state = self.shared.state.lock();
+        let now = Instant::now();
+        for sent in link.sent.iter().skip(first) {
+            let verdict = match is_too_long(sent) {
+                true => Verdict::Rejected(error.clone()),
+                false => Verdict::Refused(error.clone()),
+            };
+            state.answered(sent.queue, sent.uid, verdict, now);
+        }
+        state.disconnected();
+        true
     }
 
     fn wait_to_connect(&mut self, error: ClientError) {

@@ -31,6 +31,8 @@ pub(crate) struct Sent {
     pub(crate) topic: Arc<str>,
     pub(crate) partition: PartitionIndex,
     pub(crate) bytes: u64,
+    /// The whole request message.
+    pub(crate) message_bytes: u64,
 }
 
 /// An open stream.

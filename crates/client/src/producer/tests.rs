@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use rimstone_record::Compression;
 use rimstone_types::{Offset, PartitionIndex};
 
 use super::{Delivery, DeliveryError, Outcome, Pending, Producer, ProducerBuilder, ProducerRecord};
@@ -375,6 +376,30 @@ async fn what_cannot_be_sent_is_refused_before_it_is_taken() {
     assert!(Producer::builder("127.0.0.1:1").in_flight(65).build().is_err());
     assert!(Producer::builder("127.0.0.1:1").buffer_bytes(1).build().is_err());
     assert!(Producer::builder("127.0.0.1:1").name("a/b").is_err());
+}
+
+#[tokio::test]
+async fn a_batch_too_long_for_the_server_fails_alone_and_is_known_not_to_be_stored() {
+    let fake = Fake::start(1, &[("logs", 2)], Faults::default()).await;
+    fake.world.lock().message_max = 1000;
+    let producer = producer(&fake).linger(Duration::ZERO).compression(Compression::None).build().unwrap();
+    let mut pending = Vec::new();
+    let long = "x".repeat(1000);
+    for (partition, value) in [(0, "a"), (1, "b"), (0, &long), (0, "c"), (1, "d"), (1, &long), (0, "e")] {
+        pending.push(producer.send("logs", in_partition(partition, value)).await.unwrap());
+    }
+    let mut told = Vec::new();
+    for pending in pending {
+        told.push(match within(pending).await {
+            Ok(delivery) => Ok(delivery.offset.unwrap().get()),
+            Err(error) => Err((error.outcome, error.cause.reason)),
+        });
+    }
+    let refused = Err((Outcome::NotStored, reason::INVALID_REQUEST.to_owned()));
+    assert_eq!(told, [Ok(0), Ok(0), refused.clone(), Ok(1), Ok(1), refused, Ok(2)]);
+    assert_eq!(fake.world.lock().values("logs", 0), ["a", "c", "e"]);
+    assert_eq!(fake.world.lock().values("logs", 1), ["b", "d"]);
+    assert_eq!(fake.world.lock().inits, 1, "the numbering goes on");
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use rimstone_store::{AppendError, OpenMode, PartitionConfig, Storage};
-use rimstone_types::{PartitionIndex, TopicId};
+use rimstone_types::{ByteCount, PartitionIndex, TopicId};
 
 use crate::{catalog::CATALOG_PARTITION, testing::*, *};
 
@@ -37,6 +37,31 @@ async fn what_cannot_be_made() {
     let alter = fixture.broker.alter_topic(&name("a"), settings(&[]), vec![], Some(2)).await;
     assert_eq!(alter.unwrap_err().reason(), Reason::LimitReached, "of partitions");
     assert_eq!(fixture.store.list().await.unwrap().len(), 6, "nothing is left of what was refused");
+}
+
+#[tokio::test]
+async fn no_topic_takes_batches_that_no_request_carries() {
+    let mut config = still();
+    config.limits.request = ByteCount::mib(2);
+    let fixture = Fixture::with(config.clone()).await;
+    let size = |bytes: u64| settings(&[("max.message.bytes", &bytes.to_string())]);
+    let most = (2 << 20) - (4 << 10);
+    let create = async |topic: &str, bytes| fixture.broker.create_topic(name(topic), None, size(bytes)).await;
+    let refused = create("t", most + 1).await.unwrap_err();
+    assert_eq!(refused.reason(), Reason::InvalidSetting);
+    assert!(refused.details().contains(&("limit", most.to_string())), "{:?}", refused.details());
+    assert!(refused.to_string().contains("limits.request_bytes"), "{refused}");
+    create("t", most).await.unwrap();
+    let alter =
+        async |fixture: &Fixture, set| fixture.broker.alter_topic(&name("t"), set, vec![], None).await;
+    let refused = alter(&fixture, size(most + 1)).await.unwrap_err();
+    assert_eq!(refused.reason(), Reason::InvalidSetting);
+
+    // A lower limit later does not stand in the way of other changes.
+    config.limits.request = ByteCount::mib(1);
+    let fixture = Fixture::over(fixture.store.reopen(), config).await;
+    alter(&fixture, settings(&[("retention.ms", "1000")])).await.unwrap();
+    alter(&fixture, size(1024)).await.unwrap();
 }
 
 #[tokio::test]
