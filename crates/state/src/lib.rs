@@ -3,3 +3,5 @@
 //!
 //! Not here: the store, clocks (times are passed in), tasks, waiting, any protocol (`rimstone-broker` drives).
 #![forbid(unsafe_code)]
+
+pub mod group;
