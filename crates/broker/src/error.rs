@@ -7,7 +7,7 @@ mod store;
 use std::{error::Error, time::Duration};
 
 pub use failures::{
-    BatchCorrupt, BatchTooLarge, CatalogUnreadable, FewerPartitions, InvalidRequest, KeyRequired,
+    BatchCorrupt, BatchTooLarge, CatalogUnreadable, FewerPartitions, IdUnknown, InvalidRequest, KeyRequired,
     LimitReached, NoRoom, OutOfRange, PartitionNotFound, PartitionUnavailable, ProducerFenced,
     ProducerNotFound, RecordTooLarge, ResendFirst, ReservedName, ShuttingDown, SubmitRefused,
     TimestampTooFar, TopicExists, TopicNotFound, Undecodable,
@@ -378,7 +378,7 @@ failures_of! {
         /// A create time lies too far in the future.
         TimestampTooFar(TimestampTooFar),
         /// The producer id was never given out, or its name was deleted.
-        ProducerNotFound(ProducerNotFound),
+        IdUnknown(IdUnknown),
         /// A newer instance of the producer has been started.
         Fenced(ProducerFenced),
         /// Another request number must come first.

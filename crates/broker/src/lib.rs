@@ -35,11 +35,11 @@ pub use decode::{Decoded, StoredRecord, decode};
 pub use error::{
     AlterTopicError, BatchCorrupt, BatchTooLarge, CatalogError, CatalogUnreadable, CreateTopicError,
     DeleteProducerError, DeleteRecordsError, DeleteTopicError, Details, Failure, FetchError, FewerPartitions,
-    InitProducerError, InvalidRequest, KeyRequired, LimitReached, ListOffsetsError, NoRoom, OutOfRange,
-    PartitionAppendError, PartitionNotFound, PartitionReadError, PartitionUnavailable, ProduceError,
-    ProducerFenced, ProducerNotFound, ProducerStateError, ReadError, Reason, RecordTooLarge, ResendFirst,
-    ReserveError, ReservedName, ShuttingDown, StartError, SubmitRefused, TimestampTooFar, TopicExists,
-    TopicNotFound, Undecodable,
+    IdUnknown, InitProducerError, InvalidRequest, KeyRequired, LimitReached, ListOffsetsError, NoRoom,
+    OutOfRange, PartitionAppendError, PartitionNotFound, PartitionReadError, PartitionUnavailable,
+    ProduceError, ProducerFenced, ProducerNotFound, ProducerStateError, ReadError, Reason, RecordTooLarge,
+    ResendFirst, ReserveError, ReservedName, ShuttingDown, StartError, SubmitRefused, TimestampTooFar,
+    TopicExists, TopicNotFound, Undecodable,
 };
 pub use fetch::{FetchAnswer, FetchPartition, FetchRequest, Fetched, FetchedPartition};
 pub use limits::Limits;

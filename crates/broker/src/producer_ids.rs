@@ -15,7 +15,7 @@ use crate::{
     broker::{Broker, Inner},
     catalog::{Catalog, CatalogRecord, IdsValue, ProducerValue},
     error::{
-        CatalogError, DeleteProducerError, InitProducerError, InvalidRequest, LimitReached,
+        CatalogError, DeleteProducerError, IdUnknown, InitProducerError, InvalidRequest, LimitReached,
         PartitionUnavailable, ProduceError, ProducerFenced, ProducerNotFound, ProducerStateError,
         TopicNotFound,
     },
@@ -160,17 +160,17 @@ impl Producers {
     /// it, and says so when that is durable.
     ///
     /// # Errors
-    /// [`ProducerNotFound`] for an id that was never given out or whose name was deleted;
+    /// [`IdUnknown`] for an id that was never given out or whose name was deleted;
     /// [`InvalidRequest`] for an epoch of a named producer that was never given out.
     pub(crate) fn check_given_out(&self, id: ProducerId, epoch: ProducerEpoch) -> Result<(), ProduceError> {
         if !id.is_named() {
             return match id.get() {
                 // Epochs of unnamed producers are their own affair, as in Kafka.
                 given if (1..self.ids_given_out_to()).contains(&given) => Ok(()),
-                _ => Err(ProducerNotFound { producer: id.to_string() }.into()),
+                _ => Err(IdUnknown { id }.into()),
             };
         }
-        let (_, value) = self.by_id(id).ok_or_else(|| ProducerNotFound { producer: id.to_string() })?;
+        let (_, value) = self.by_id(id).ok_or(IdUnknown { id })?;
         if epoch > value.epoch {
             let why = format!("producer {id} has the epoch {}; {epoch} was never given out", value.epoch);
             return Err(InvalidRequest::new(why).into());
@@ -187,7 +187,7 @@ impl Producers {
         if !id.is_named() {
             return Ok(ProducerAge::Unnamed { id });
         }
-        let (_, value) = self.by_id(id).ok_or_else(|| ProducerNotFound { producer: id.to_string() })?;
+        let (_, value) = self.by_id(id).ok_or(IdUnknown { id })?;
         if epoch < value.epoch {
             return Err(ProducerFenced { got: epoch, current: value.epoch }.into());
         }
@@ -349,7 +349,7 @@ impl Inner {
         let value = {
             let mut catalog = self.catalog.lock().await;
             let value = self.producers.named(name);
-            let value = value.ok_or_else(|| ProducerNotFound { producer: name.to_string() })?;
+            let value = value.ok_or_else(|| ProducerNotFound { producer: name.clone() })?;
             catalog.append(&[CatalogRecord::Producer(name.clone(), None)], self.clock.now()).await?;
             self.storage.fence(value.id, None);
             self.producers.remove(name);

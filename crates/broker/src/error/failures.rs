@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use rimstone_record::BatchError;
 use rimstone_store::Backpressure;
-use rimstone_types::{ByteCount, Offset, PartitionIndex, ProducerEpoch, Timestamp, TopicName};
+use rimstone_types::{
+    ByteCount, Offset, PartitionIndex, ProducerEpoch, ProducerId, ProducerName, Timestamp, TopicName,
+};
 
 use super::{Details, Failure, Reason};
 
@@ -190,12 +192,20 @@ pub struct TimestampTooFar {
     pub allowed: Timestamp,
 }
 
-/// Nobody has this producer id, or this name.
+/// No producer has this name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("producer {producer} does not exist; InitProducer gives one out")]
 pub struct ProducerNotFound {
-    /// The id or the name.
-    pub producer: String,
+    /// The name.
+    pub producer: ProducerName,
+}
+
+/// This producer id was never given out, or its producer was deleted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("producer id {id} is nobody's; InitProducer gives one out")]
+pub struct IdUnknown {
+    /// The id.
+    pub id: ProducerId,
 }
 
 /// A newer instance of the producer has been started.
@@ -296,6 +306,7 @@ failure!(TimestampTooFar, TimestampTooFar, self => [
     "topic": self.topic, "create_time_ms": self.given.as_millis(), "latest_ms": self.allowed.as_millis()
 ]);
 failure!(ProducerNotFound, ProducerNotFound, self => ["producer": self.producer]);
+failure!(IdUnknown, UnknownProducer, self => ["producer": self.id]);
 failure!(ProducerFenced, ProducerFenced, self => ["current_epoch": self.current]);
 failure!(ResendFirst, ResendFirst, self => ["expected_number": self.expected]);
 failure!(OutOfRange, OffsetOutOfRange, self => [

@@ -356,9 +356,9 @@ async fn ids_that_nobody_gave_out_are_refused() {
     let named = fixture.broker.init_producer(Some("p".parse().unwrap()), &[]).await.unwrap();
     let id = |value: u64| ProducerId::new(value).unwrap();
     let cases = [
-        (id(0), 0, Reason::ProducerNotFound),
-        (id(unnamed.get() + 1), 0, Reason::ProducerNotFound),
-        (id(named.id.get() + 1), 0, Reason::ProducerNotFound),
+        (id(0), 0, Reason::UnknownProducer),
+        (id(unnamed.get() + 1), 0, Reason::UnknownProducer),
+        (id(named.id.get() + 1), 0, Reason::UnknownProducer),
         (named.id, 1, Reason::InvalidRequest),
     ];
     for (id, epoch, reason) in cases {

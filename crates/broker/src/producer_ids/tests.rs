@@ -202,7 +202,7 @@ async fn used_up_epochs_take_a_new_id() {
     assert_eq!(second.epoch, ProducerEpoch::ZERO);
     assert_eq!(fixture.store.fences().last(), Some(&(first.id, None)));
     let refused = fixture.produce(dense((first.id, ProducerEpoch::MAX), 0, "x")).await.unwrap_err();
-    assert_eq!(refused.reason(), Reason::ProducerNotFound);
+    assert_eq!(refused.reason(), Reason::UnknownProducer);
     fixture.produce(dense((second.id, second.epoch), 0, "a")).await.unwrap();
     let fixture = fixture.restart().await;
     let third = fixture.broker.init_producer(named("p"), &[]).await.unwrap();
@@ -221,9 +221,9 @@ async fn a_deleted_producer_is_forgotten_and_its_id_is_dead() {
     assert_eq!(unknown.reason(), Reason::ProducerNotFound);
     assert!(fixture.broker.list_producers(Some(&name("t"))).unwrap().is_empty());
     let refused = |fixture: &Fixture| fixture.send(dense(who, 1, "b")).unwrap_err().reason();
-    assert_eq!(refused(&fixture), Reason::ProducerNotFound);
+    assert_eq!(refused(&fixture), Reason::UnknownProducer);
     let fixture = fixture.restart().await;
-    assert_eq!(refused(&fixture), Reason::ProducerNotFound);
+    assert_eq!(refused(&fixture), Reason::UnknownProducer);
     let again = fixture.broker.init_producer(named("p"), &[name("t")]).await.unwrap();
     assert_ne!(again.id, first.id);
     assert_eq!(again.state, ProducerState::default());

@@ -126,7 +126,7 @@ async fn requests_are_numbered() {
 
     let unknown = (producer.0 + 1_000, 0);
     let refused = soon(server.produce().produce(numbered(unknown, 0, &["a"]))).await;
-    assert_refused(refused, Code::NotFound, "PRODUCER_NOT_FOUND");
+    assert_refused(refused, Code::FailedPrecondition, "UNKNOWN_PRODUCER");
 }
 
 #[tokio::test(flavor = "multi_thread")]
