@@ -119,3 +119,41 @@ fn verify_tells_damage_from_a_torn_tail_and_from_a_cache() {
     assert!(shown(&data, &["--verify"]).contains("visits/0: 30 records"));
     assert!(shown(&data, &["index", "visits/0"]).contains("none"));
 }
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let (path, to) = (entry.path(), to.join(entry.file_name()));
+        if path.is_dir() {
+            copy(&path, &to);
+        } else {
+            fs::copy(path, to).unwrap();
+        }
+    }
+}
+
+/// A seal attests what lies before it, where nothing else is left that does.
+#[test]
+fn verify_believes_a_seal() {
+    let home = tempfile::tempdir().unwrap();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/v1/clean/data");
+    let data = home.path().join("data");
+    copy(&golden, &data);
+    fs::remove_file(data.join("witness")).unwrap();
+    let partition = data.join("topics/00000000-0000-0000-0000-00000000601d/0");
+    for later in ["00000000000000000020", "00000000000000000030"] {
+        fs::remove_file(partition.join(later).with_extension("log")).unwrap();
+    }
+    // The last record before the seal, which has 112 bytes.
+    let path = partition.join("00000000000000000010.log");
+    let mut content = fs::read(&path).unwrap();
+    let at = content.len() - 112 - 2;
+    content[at] ^= 1;
+    fs::write(&path, &content).unwrap();
+    let (code, out, err) = inspect(&data, &["--verify"]);
+    assert_eq!(code, 6, "{out}{err}");
+    assert!(out.contains("DAMAGED: segment 10") && out.contains("offsets 18 to 19"), "{out}");
+    let frames = shown(&data, &["frames", "00000000-0000-0000-0000-00000000601d/0"]);
+    assert!(frames.contains("next offset 20, durable 10@"), "{frames}");
+}

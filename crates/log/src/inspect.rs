@@ -65,6 +65,8 @@ pub enum Item {
         position: u64,
         /// What it says.
         totals: Totals,
+        /// The durable end that it claims.
+        durable: LogPosition,
         /// It says what is there.
         agrees: bool,
     },
@@ -124,7 +126,8 @@ impl SegmentView {
                             });
                         }
                         Content::Seal(sealed) => {
-                            show(Item::Seal { position, totals: sealed, agrees: linked && sealed == totals });
+                            let (durable, agrees) = (frame.durable, linked && sealed == totals);
+                            show(Item::Seal { position, totals: sealed, durable, agrees });
                         }
                     }
                 }

@@ -166,12 +166,14 @@ fn frame(out: &mut impl Write, item: Item, records: bool) -> io::Result<()> {
             }
             Ok(())
         }
-        Item::Seal { position, totals, agrees } => writeln!(
+        Item::Seal { position, totals, durable, agrees } => writeln!(
             out,
-            "  {position:>10} seal: {} records in {} frames, next offset {}{}",
+            "  {position:>10} seal: {} records in {} frames, next offset {}, durable {}@{}{}",
             totals.records,
             totals.frames,
             totals.next_offset,
+            durable.segment,
+            durable.position,
             if agrees { "" } else { ", WHICH IS NOT WHAT IS THERE" },
         ),
         Item::Invalid { position, bytes, reason } => {

@@ -88,8 +88,10 @@ fn partition_findings(
         let mut positions = HashSet::new();
         let mut walk = Walk { base, start, findings: &mut findings, suspects: &mut suspects };
         view.each(|item| {
-            if let Item::Batch { position, size, durable, header, .. } = &item {
+            if let Item::Batch { durable, .. } | Item::Seal { durable, .. } = &item {
                 attested = attested.max(*durable);
+            }
+            if let Item::Batch { position, size, header, .. } = &item {
                 positions.insert((*position, header.base_offset));
                 reached =
                     LogPosition { segment: base, position: position + size, offset: header.next_offset() };
