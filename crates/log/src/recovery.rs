@@ -312,7 +312,7 @@ impl Recovery<'_> {
         for segment in later {
             // A segment that lies wholly behind lost data is kept only if it is attested, and then it is the end.
             let torn = segment.path().with_extension(files::TORN_SUFFIX);
-            tracing::warn!(partition = %self.id, file = %torn.display(), bytes = segment.end(), "a segment behind the torn tail was set aside");
+            tracing::debug!(partition = %self.id, file = %torn.display(), bytes = segment.end(), "a segment behind the torn tail was set aside");
             self.report.torn_bytes += segment.end();
             fs::rename(segment.path(), &torn)
                 .map_err(|error| FileError::new("rename", segment.path(), error))?;
@@ -333,7 +333,7 @@ impl Recovery<'_> {
         if let Err(error) = copied {
             tracing::warn!(partition = %self.id, %error, "the torn tail could not be copied before it is cut");
         }
-        tracing::warn!(partition = %self.id, file = name, bytes = torn, "a torn tail was set aside");
+        tracing::debug!(partition = %self.id, file = name, bytes = torn, "a torn tail was set aside");
         file.set_len(end.position)
             .and_then(|()| file.sync_all())
             .map_err(|error| FileError::new("truncate", segment.path(), error))?;

@@ -26,8 +26,8 @@ pub use partition::{
     WRITTEN_SYNC_INTERVAL, Waiter,
 };
 pub use storage::{
-    CleanupPolicy, Health, OpenError, OpenMode, PartitionConfig, Storage, StoreError, StoreStatistics,
-    SyncMethod, TimestampType,
+    CleanupPolicy, Health, OpenError, OpenMode, PartitionConfig, RecoverySummary, Storage, StoreError,
+    StoreStatistics, SyncMethod, TimestampType,
 };
 pub use sync::SyncPreference;
 pub use ticket::{AppendError, AppendTicket, FenceEpoch, TicketSender};

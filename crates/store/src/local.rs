@@ -16,13 +16,14 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
+    time::Instant,
 };
 
 use futures::future::BoxFuture;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use rimstone_log::{
     DataDirectory, DirectoryError, FileError, Log, LogConfig, LogPosition, OpenLogError, OpenOptions,
-    SaltSource, WITNESS_FILE, Witness, producers,
+    OpenReport, SaltSource, WITNESS_FILE, Witness, producers,
 };
 use rimstone_types::{ByteCount, PartitionId, ProducerEpoch, ProducerId, Timestamp, TopicId};
 use uuid::Uuid;
@@ -33,8 +34,8 @@ use crate::{
     flush,
     partition::PartitionStore,
     storage::{
-        CleanupPolicy, Health, OpenError, OpenMode, PartitionConfig, Storage, StoreError, StoreStatistics,
-        SyncMethod, TimestampType,
+        CleanupPolicy, Health, OpenError, OpenMode, PartitionConfig, RecoverySummary, Storage, StoreError,
+        StoreStatistics, SyncMethod, TimestampType,
     },
     sync::{SyncPreference, Syncer},
 };
@@ -103,6 +104,8 @@ pub(crate) struct Shared {
     producers: producers::Limits,
     /// Durable ends as the last run's witness has them.
     witnessed: HashMap<PartitionId, LogPosition>,
+    opened: Instant,
+    recovery: Mutex<RecoverySummary>,
     /// Whoever holds it keeps the flusher from its next sync.
     #[cfg(test)]
     pub(crate) gate: Mutex<()>,
@@ -141,6 +144,19 @@ impl Shared {
         self.first_failure.lock().get_or_insert_with(|| reason.to_owned());
     }
 
+    fn count_recovery(&self, report: &OpenReport) {
+        Counters::add(&self.counters.torn_tail_bytes, report.torn_bytes);
+        Counters::add(&self.counters.damaged_ranges, u64::from(report.damaged_ranges));
+        let mut sum = self.recovery.lock();
+        sum.partitions += 1;
+        sum.torn_partitions += u64::from(report.torn_bytes > 0);
+        sum.scanned_bytes += report.scanned_bytes;
+        sum.rewritten_bytes += report.rewritten_bytes;
+        sum.torn_bytes += report.torn_bytes;
+        sum.damaged_ranges += u64::from(report.damaged_ranges);
+        sum.took = self.opened.elapsed();
+    }
+
     fn log_config(&self, config: &PartitionConfig) -> LogConfig {
         LogConfig {
             segment_bytes: config.segment_bytes.get(),
@@ -175,6 +191,7 @@ impl LocalStorage {
     /// # Errors
     /// [`LocalOpenError`]; a directory that cannot be used is left as it is.
     pub fn open(options: LocalOptions) -> Result<Arc<Self>, LocalOpenError> {
+        let opened = Instant::now();
         let system = |what| move |source| LocalOpenError::System { what, source };
         std::fs::create_dir_all(&options.directory)
             .map_err(|source| LocalOpenError::System { what: "make the data directory", source })?;
@@ -199,6 +216,8 @@ impl LocalStorage {
             clock: options.clock,
             producers: options.producers,
             witnessed,
+            opened,
+            recovery: Mutex::default(),
             #[cfg(test)]
             gate: Mutex::default(),
         });
@@ -254,19 +273,12 @@ fn open_partition(
                 OpenLogError::File(error) => store_error(error).into(),
                 other => OpenError::Unusable { id, reason: other.to_string() },
             })?;
-            Counters::add(&shared.counters.torn_tail_bytes, report.torn_bytes);
-            Counters::add(&shared.counters.damaged_ranges, u64::from(report.damaged_ranges));
-            let notable = report.torn_bytes > 0 || report.damaged_ranges > 0;
-            if notable {
-                tracing::warn!(
-                    partition = %id, end = %log.staged_end(), scanned_bytes = report.scanned_bytes,
-                    rewritten_bytes = report.rewritten_bytes, torn_bytes = report.torn_bytes,
-                    damaged_ranges = report.damaged_ranges, "recovered"
-                );
-            } else if !report.from_caches {
+            shared.count_recovery(&report);
+            if !report.from_caches {
                 tracing::debug!(
                     partition = %id, end = %log.staged_end(), scanned_bytes = report.scanned_bytes,
-                    rewritten_bytes = report.rewritten_bytes, "recovered"
+                    rewritten_bytes = report.rewritten_bytes, torn_bytes = report.torn_bytes,
+                    damaged_ranges = report.damaged_ranges, "a partition was recovered"
                 );
             }
             (log, path)
@@ -376,6 +388,12 @@ impl Storage for LocalStorage {
 
     fn statistics(&self) -> StoreStatistics {
         self.shared.counters.snapshot()
+    }
+
+    fn recovery(&self) -> Option<RecoverySummary> {
+        let sum = self.shared.recovery.lock().clone();
+        let directory = self.directory().to_owned();
+        (!self.was_clean() && sum.partitions > 0).then_some(RecoverySummary { directory, ..sum })
     }
 
     fn sync_method(&self) -> SyncMethod {

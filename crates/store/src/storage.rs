@@ -1,6 +1,6 @@
 //! What opens, lists and deletes partitions.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use rimstone_types::{ByteCount, PartitionId, ProducerEpoch, ProducerId, TopicId};
@@ -37,6 +37,12 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
 
     /// Counters since the start, for metrics.
     fn statistics(&self) -> StoreStatistics;
+
+    /// What opening partitions has cost so far because the last run did not stop cleanly; `None` if it did, or if
+    /// there was none.
+    fn recovery(&self) -> Option<RecoverySummary> {
+        None
+    }
 
     /// How appends become durable here.
     fn sync_method(&self) -> SyncMethod;
@@ -140,6 +146,27 @@ pub enum Health {
         /// The first failure, in words.
         reason: String,
     },
+}
+
+/// What an unclean start has done, over all partitions.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RecoverySummary {
+    /// The data directory.
+    pub directory: PathBuf,
+    /// Partitions that were recovered.
+    pub partitions: u64,
+    /// Partitions that had a torn tail.
+    pub torn_partitions: u64,
+    /// Bytes of segment files that were read.
+    pub scanned_bytes: u64,
+    /// Bytes that nothing attested, and that were written and synced again.
+    pub rewritten_bytes: u64,
+    /// Bytes of torn tails that were set aside.
+    pub torn_bytes: u64,
+    /// Damaged ranges of acknowledged data.
+    pub damaged_ranges: u64,
+    /// From opening the store until the last of them was open.
+    pub took: Duration,
 }
 
 /// Counters since the start.

@@ -8,7 +8,7 @@ use rimstone_tests::{
     feed::{Feed, assert_kept},
     history::{assert_exactly, read_all},
     input::made_up,
-    server::Setup,
+    server::{Server, Setup},
     wait::{soon, until},
 };
 use rustix::process::Signal;
@@ -136,4 +136,29 @@ async fn a_stop_has_a_deadline_of_its_own() {
     drop(mute);
     // Answered or refused, but not left hanging.
     drop(soon(waiting).await.unwrap());
+}
+
+/// One line for the whole directory, however many partitions there are, and none where there was nothing to do.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_says_once_what_an_unclean_stop_cost() {
+    let said = |server: &Server| {
+        let output = server.output();
+        output.lines().filter(|line| line.contains("recovered")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let home = tempfile::tempdir().unwrap();
+    let mut server = Setup::new(home.path()).start().await;
+    let mut calls = Calls::connect(&server).await;
+    calls.create_topic("t", 20, &[]).await;
+    calls.append(to_partition_0("t", ["value"])).await.unwrap();
+    assert_eq!(said(&server), [""; 0], "a new directory has nothing to recover");
+    server.kill();
+    let mut server = server.start_again().await;
+    let lines = said(&server);
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    for part in ["21", "scanned", "rewritten", "torn", "INFO"] {
+        assert!(lines[0].contains(part), "no {part}: {lines:?}");
+    }
+    server.stop().await;
+    let again = said(&server.start_again().await);
+    assert!(again.len() <= 1 && again.iter().all(|line| lines.contains(line)), "{again:?}");
 }

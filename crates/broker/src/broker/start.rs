@@ -61,6 +61,7 @@ impl Broker {
             let topic = open_topic(&*storage, &config.topic_defaults, &metrics, name, value).await?;
             topics.put(Arc::new(topic));
         }
+        tell_recovery(&*storage);
         let limits = &config.limits;
         let inner = Arc::new(Inner {
             server_id: storage.identity(),
@@ -89,6 +90,23 @@ impl Broker {
         }
         Ok(Self { inner })
     }
+}
+
+/// One line for all partitions, after an unclean stop.
+fn tell_recovery(storage: &dyn Storage) {
+    let Some(recovery) = storage.recovery() else { return };
+    tracing::info!(
+        directory = %recovery.directory.display(),
+        was_clean = false,
+        partitions = recovery.partitions,
+        scanned_bytes = recovery.scanned_bytes,
+        rewritten_bytes = recovery.rewritten_bytes,
+        torn_partitions = recovery.torn_partitions,
+        torn_bytes = recovery.torn_bytes,
+        damaged_ranges = recovery.damaged_ranges,
+        took_ms = u64::try_from(recovery.took.as_millis()).unwrap_or(u64::MAX),
+        "recovered after an unclean stop"
+    );
 }
 
 fn catalog_topic(catalog: &Catalog, metrics: &Metrics, created: Timestamp) -> Topic {

@@ -298,3 +298,35 @@ async fn a_partition_that_lost_its_only_file_is_not_taken_for_a_new_one() {
     }
     assert!(std::fs::read_dir(&path).unwrap().next().is_none(), "it is left as it is");
 }
+
+#[tokio::test]
+async fn what_an_unclean_start_costs_is_summed_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = PartitionConfig::default;
+    let storage = open(directory.path(), SyncPreference::Auto);
+    for n in 0..3 {
+        let partition = storage.open(id(n), config(), OpenMode::CreateNew).await.unwrap();
+        told(partition.submit(append("x")).unwrap()).await.unwrap();
+    }
+    assert_eq!(storage.recovery(), None, "it is new");
+    let path = storage.shared.directory.partition_path(id(1)).join(format!("{:020}.log", 0));
+    drop(storage);
+    let mut torn = std::fs::read(&path).unwrap();
+    torn.extend_from_slice(&[7; 100]);
+    std::fs::write(&path, &torn).unwrap();
+
+    let storage = open(directory.path(), SyncPreference::Auto);
+    assert_eq!(storage.recovery(), None, "nothing is open yet");
+    for n in 0..3 {
+        storage.open(id(n), config(), OpenMode::MustExist).await.unwrap();
+    }
+    let sum = storage.recovery().unwrap();
+    assert_eq!((sum.partitions, sum.torn_partitions, sum.torn_bytes), (3, 1, 100), "{sum:?}");
+    assert!(sum.scanned_bytes > 300 && sum.damaged_ranges == 0, "{sum:?}");
+    assert_eq!(sum.directory, storage.directory());
+    told(storage.close()).await.unwrap();
+    drop(storage);
+    let storage = open(directory.path(), SyncPreference::Auto);
+    storage.open(id(0), config(), OpenMode::MustExist).await.unwrap();
+    assert_eq!(storage.recovery(), None, "the stop was clean");
+}
