@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, IoSlice, Read, Write},
+    io::{self, IoSlice, Read, Seek, SeekFrom, Write},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
@@ -166,6 +166,38 @@ pub(crate) fn read_at(
         }
     }
     Ok(done)
+}
+
+/// Removes what a crash left of files that were being written.
+pub(crate) fn remove_temporary_files(directory: &Path) -> Result<(), FileError> {
+    let entries = fs::read_dir(directory).map_err(|error| FileError::new("list", directory, error))?;
+    for entry in entries.flatten() {
+        let path = entry.path();
+        if path.extension().is_some_and(|suffix| suffix == TEMPORARY_SUFFIX) {
+            remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Gives a file a second name, for its own is about to be another's.
+pub(crate) fn keep_aside(path: &Path) -> Result<(), FileError> {
+    let aside = path.with_extension(TORN_SUFFIX);
+    // Left by an attempt that was killed.
+    remove_file(&aside)?;
+    // Not every file system has second names.
+    fs::hard_link(path, &aside)
+        .or_else(|_| fs::copy(path, &aside).map(drop))
+        .map_err(|error| FileError::new("set aside", path, error))
+}
+
+/// Copies the bytes behind `position` to a file of their own.
+pub(crate) fn copy_tail(file: &File, position: u64, to: &Path) -> io::Result<()> {
+    let mut reader = io::BufReader::new(file);
+    reader.seek(SeekFrom::Start(position))?;
+    let mut target = File::create(to)?;
+    io::copy(&mut reader, &mut target)?;
+    target.sync_all()
 }
 
 /// What a disk gives up at a time at the least, however small its sectors are: a page of the page cache.

@@ -9,13 +9,7 @@
 //! A sector that the disk cannot read is damage below the attested end. Above it, it is no torn tail, for a torn
 //! write leaves sectors that can be read: such a partition is not opened, and nothing of it is changed.
 
-use std::{
-    fs, io,
-    io::{Seek, SeekFrom},
-    os::unix::fs::FileExt,
-    path::Path,
-    sync::Arc,
-};
+use std::{fs, io, os::unix::fs::FileExt, path::Path, sync::Arc};
 
 use rimstone_record::{Batch, BatchHeader};
 use rimstone_types::{Numbering, Offset, PartitionId, Timestamp};
@@ -199,7 +193,7 @@ struct Recovery<'a> {
 
 impl Recovery<'_> {
     fn run(mut self) -> Result<Found, OpenLogError> {
-        remove_temporary_files(self.directory)?;
+        files::remove_temporary_files(self.directory)?;
         let attested = self.attested_end().map_err(open_error)?;
         let end = self.valid_end(attested).map_err(open_error)?;
         let set_aside = self.set_aside(&end)?;
@@ -329,7 +323,7 @@ impl Recovery<'_> {
         self.report.torn_bytes += torn;
         let name = format!("{:020}-{}.{}", segment.base.get(), end.position, files::TORN_SUFFIX);
         let file = files::open_read_write(segment.path())?;
-        let copied = copy_tail(&file, end.position, &self.directory.join(&name));
+        let copied = files::copy_tail(&file, end.position, &self.directory.join(&name));
         if let Err(error) = copied {
             tracing::warn!(partition = %self.id, %error, "the torn tail could not be copied before it is cut");
         }
@@ -436,7 +430,7 @@ impl Recovery<'_> {
                 let old = self.segments.remove(end.number);
                 if end.sealed || end.lost {
                     // Unreadable, and attested to hold nothing: kept under another name.
-                    keep_aside(old.path())?;
+                    files::keep_aside(old.path())?;
                 }
             }
             files::replace_file(segment.path(), &segment.header.encode(), true)?;
@@ -479,35 +473,4 @@ fn open_error(error: LogReadError) -> OpenLogError {
         LogReadError::File(error) => error.into(),
         other => OpenLogError::Unusable { path: String::new(), reason: other.to_string() },
     }
-}
-
-fn remove_temporary_files(directory: &Path) -> Result<(), FileError> {
-    let entries = fs::read_dir(directory).map_err(|error| FileError::new("list", directory, error))?;
-    for entry in entries.flatten() {
-        let path = entry.path();
-        if path.extension().is_some_and(|suffix| suffix == files::TEMPORARY_SUFFIX) {
-            files::remove_file(&path)?;
-        }
-    }
-    Ok(())
-}
-
-/// Gives a file a second name, for its own is about to be another's.
-fn keep_aside(path: &Path) -> Result<(), FileError> {
-    let aside = path.with_extension(files::TORN_SUFFIX);
-    // Left by an attempt that was killed.
-    files::remove_file(&aside)?;
-    // Not every file system has second names.
-    fs::hard_link(path, &aside)
-        .or_else(|_| fs::copy(path, &aside).map(drop))
-        .map_err(|error| FileError::new("set aside", path, error))
-}
-
-/// Copies the bytes behind `position` to a file of their own.
-fn copy_tail(file: &fs::File, position: u64, to: &Path) -> io::Result<()> {
-    let mut reader = io::BufReader::new(file);
-    reader.seek(SeekFrom::Start(position))?;
-    let mut target = fs::File::create(to)?;
-    io::copy(&mut reader, &mut target)?;
-    target.sync_all()
 }

@@ -1,0 +1,93 @@
+//! Taking the oldest segments away: what retention asks for, moving log start, unlinking.
+//!
+//! Not here: the rules of retention (`retention`), making log start durable (`snapshot`).
+
+use std::sync::{Arc, atomic::Ordering};
+
+use rimstone_types::{Offset, Timestamp};
+
+use super::Log;
+use crate::{
+    config::LogConfig,
+    error::FileError,
+    files,
+    reader::LogReader,
+    retention::{self, RetentionPlan, SegmentFacts},
+    segment::{Access, Segment},
+    snapshot,
+};
+
+impl Log {
+    /// Log start after a trim to `start`, clamped to what is durable; never backwards.
+    pub fn clamp_start(&self, start: Offset) -> Offset {
+        let now = Offset::new(self.shared.start.load(Ordering::Acquire)).unwrap_or(Offset::MAX);
+        start.min(self.durable.offset).max(now)
+    }
+
+    /// Whether whole segments lie below `start`: a kill may have left them there.
+    pub fn has_segments_below(&self, start: Offset) -> bool {
+        self.shared.segments.load().get(1).is_some_and(|second| second.base <= start)
+    }
+
+    /// Publishes a log start that the caller has made durable, and takes the segments below it out of the log.
+    /// The caller unlinks them: readers that hold their bytes keep them.
+    pub fn advance_start(&mut self, start: Offset) -> Vec<RemovedSegment> {
+        // Before records go, and only now that log and snapshot are durable: so the oldest one is always the one
+        // that deleted records rest on.
+        if let Some(durable) = self.durable_snapshot {
+            snapshot::remove_before(&self.directory, durable);
+        }
+        self.shared.start.store(start.get(), Ordering::Release);
+        let segments = self.shared.segments.load_full();
+        // A segment goes when the next one begins at or below the log start; so the active one stays.
+        let gone = segments.windows(2).take_while(|pair| pair[1].base <= start).count();
+        // What is staged or being written must not go either.
+        let gone =
+            segments[..gone].iter().take_while(|segment| segment.base < self.written.segment.base).count();
+        if gone == 0 {
+            return Vec::new();
+        }
+        self.shared.segments.store(Arc::new(segments[gone..].to_vec()));
+        segments[..gone].iter().map(|segment| RemovedSegment(Arc::clone(segment))).collect()
+    }
+
+    /// Which log start retention asks for, how many segments lie below it, and whether more is due than one pass
+    /// takes. Reads seals: to be called outside the lock, on a thread that may block.
+    pub fn plan_retention(reader: &LogReader, config: &LogConfig, now: Timestamp) -> RetentionPlan {
+        let segments = reader.shared().segments.load_full();
+        let mut facts = Vec::with_capacity(segments.len());
+        for pair in segments.windows(2) {
+            let max_time = match pair[0].totals(Access::Blocking) {
+                // Without a record it goes by when its batches were taken.
+                Ok(totals) if totals.records == 0 => Some(totals.last_append),
+                Ok(totals) => Some(totals.max_time),
+                // A segment that cannot be read is not judged by its age.
+                Err(_) => None,
+            };
+            facts.push(SegmentFacts {
+                base: pair[0].base,
+                next: pair[1].base,
+                bytes: pair[0].end(),
+                max_time,
+            });
+        }
+        let active = segments.last().map_or(0, |segment| segment.end());
+        retention::plan(&facts, active, reader.start(), config, now)
+    }
+}
+
+/// A segment that is no longer part of the log.
+#[derive(Debug)]
+pub struct RemovedSegment(Arc<Segment>);
+
+impl RemovedSegment {
+    /// Unlinks its files, and answers how many bytes they had.
+    ///
+    /// # Errors
+    /// [`FileError`]; the files are removed at the next start then.
+    pub fn unlink(self) -> Result<u64, FileError> {
+        files::remove_file(self.0.path())?;
+        files::remove_file(&self.0.index_path())?;
+        Ok(self.0.end())
+    }
+}
