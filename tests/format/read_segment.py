@@ -131,13 +131,14 @@ class Segment:
     def __init__(self, path, topic, partition):
         self.path, self.data = path, path.read_bytes()
         header = self.data[:SEGMENT_HEADER]
-        magic, version, _, self.salt, owner, number, _, self.base, _, _, _, self.crc = struct.unpack(
+        magic, version, _, self.salt, owner, number, _, self.base, self.range_end, _, cleaned, self.crc = struct.unpack(
             ">8sHHI16sIIQQqII", header
         )
         require(magic == b"RIMSTSEG" and version == 1, "magic and version of %s" % path)
         require(self.crc == zlib.crc32(header[:68]), "check of a segment header")
         require(owner == topic.bytes and number == partition, "a segment lies where its header says")
         require(self.base == int(path.stem), "a segment is named by its base offset")
+        require(self.range_end == 0 or self.base + cleaned <= self.range_end, "a segment is cleaned within its range")
 
     def frame(self, at):
         """The frame at a position: kind, link, time, claimed end, check, payload; None if it is not valid."""
@@ -192,6 +193,12 @@ def log_start(folder, first):
     return start if valid else first
 
 
+def place_of(batch):
+    """First offset, the offset that comes next, and whether it is a control batch."""
+    base, _, _, _, _, attributes, last_delta = struct.unpack_from(">qiibIhi", batch)
+    return base, base + last_delta + 1, attributes & 0x20 != 0
+
+
 def check_seal(payload, batches, path):
     (next_offset, records, frames, first, last, largest, _) = struct.unpack(">QQIqqqQ", payload)
     require(frames == len(batches) and records == sum(len(batch["records"]) for batch in batches), "totals of %s" % path)
@@ -200,7 +207,7 @@ def check_seal(payload, batches, path):
     created = [record["create_time_ms"] for batch in batches for record in batch["records"]]
     require(largest == max(created, default=NO_TIME), "largest time of %s" % path)
     if batches:
-        require(next_offset == batches[-1]["records"][-1]["offset"] + 1, "next offset of %s" % path)
+        require(next_offset == batches[-1]["next"], "next offset of %s" % path)
 
 
 def check_index(segment, batches):
@@ -218,7 +225,7 @@ def check_index(segment, batches):
         delta, position, before, check, largest, time = struct.unpack(">IIIIqq", entry)
         require(check == zlib.crc32(struct.pack(">I", salt) + entry[:12] + entry[16:]), "check of an index entry")
         index = by_position[position]
-        require(segment.base + delta == batches[index]["records"][0]["offset"], "offset of an index entry")
+        require(segment.base + delta == batches[index]["base"], "offset of an index entry")
         earlier = [record for batch in batches[:index] for record in batch["records"]]
         require(before == len(earlier), "count of an index entry")
         require(largest == max((record["create_time_ms"] for record in earlier), default=NO_TIME), "time of an entry")
@@ -231,9 +238,15 @@ def read(data, topic, partition):
     folder = data / "topics" / str(topic) / str(partition)
     segments = [Segment(path, topic, partition) for path in sorted(folder.glob("*.log"))]
     require(segments, "a partition has a segment")
+    covered = 0
+    for segment in list(segments):
+        if segment.base < covered:
+            segments.remove(segment)
+        covered = max(covered, segment.range_end)
     seen = [(segment, list(segment.frames())) for segment in segments]
     claims = [frame[3] for _, frames in seen for _, frame in frames if frame]
     start = log_start(folder, segments[0].base)
+    claims += [(segment.range_end, SEGMENT_HEADER, segment.range_end) for segment in segments if segment.range_end]
     attested = max(claims + [witness(data / "witness", topic, partition)])
     next_offset, last_time, totals = segments[0].base, NO_TIME, {"segments": 0, "frames": 0, "sealed": 0, "indexed": 0}
     lost_from = None
@@ -258,18 +271,22 @@ def read(data, topic, partition):
                 if whole:
                     check_seal(payload, batches, segment.path)
                 continue
-            records = list(records_of(payload))
+            base, following, control = place_of(payload)
+            records = [] if control else list(records_of(payload))
             if lost_from is not None:
-                yield {"damaged": [lost_from, records[0]["offset"]]}
+                yield {"damaged": [lost_from, base]}
                 lost_from = None
+            elif segment.range_end:
+                require(base >= next_offset, "offsets rise")
             else:
-                require(records[0]["offset"] == next_offset, "offsets are dense")
-            next_offset = records[-1]["offset"] + 1
-            batches.append({"position": position, "time": time, "records": records})
+                require(base == next_offset and len(records) == following - base, "offsets are dense")
+            next_offset = following
+            batches.append({"position": position, "base": base, "next": next_offset, "time": time, "records": records})
             for record in records:
                 if record["offset"] >= start:
                     yield dict(record, append_time_ms=time)
         require(sealed or not whole or number == len(seen) - 1, "a segment that is not the last is sealed")
+        require(not segment.range_end or not whole or next_offset == segment.range_end, "a range is covered to its end")
         totals["frames"] += len(batches)
         totals["sealed"] += sealed
         if whole:

@@ -47,8 +47,10 @@ pub struct SegmentHeader {
     pub partition: PartitionId,
     /// The first offset of the range that the segment covers; also its name.
     pub base: Offset,
-    /// The end of that range for a merged segment; `None`: up to the next segment's base.
+    /// The end of that range for a segment that compaction wrote; `None`: up to the next segment's base.
     pub range_end: Option<Offset>,
+    /// What compaction has judged: records below this; `None`: as far as `range_end`, if there is one.
+    pub cleaned: Option<Offset>,
     /// Random; part of each frame's magic.
     pub salt: u32,
     /// When it was made.
@@ -137,7 +139,9 @@ impl SegmentHeader {
         out[40..48].copy_from_slice(&self.base.get().to_be_bytes());
         out[48..56].copy_from_slice(&self.range_end.map_or(0, Offset::get).to_be_bytes());
         out[56..64].copy_from_slice(&self.created.0.to_be_bytes());
-        // 64..68: reserved, 0.
+        // Less than 2^32: the bound on the offsets of a segment that compaction writes.
+        let cleaned = self.cleaned.map_or(0, |cleaned| cleaned.since(self.base) as u32);
+        out[64..68].copy_from_slice(&cleaned.to_be_bytes());
         let check = crc32fast::hash(&out[..68]);
         out[68..72].copy_from_slice(&check.to_be_bytes());
         out
@@ -171,13 +175,19 @@ impl SegmentHeader {
             0 => None,
             _ => Some(offset_at(bytes, 48)?),
         };
+        let base = offset_at(bytes, 40)?;
+        let cleaned = match u32_at(bytes, 64) {
+            0 => None,
+            offsets => Some(base.saturating_add(offsets.into())),
+        };
         Ok(Self {
             partition: PartitionId {
                 topic: TopicId(uuid::Uuid::from_bytes(array(bytes, 16))),
                 partition: PartitionIndex(u32_at(bytes, 32)),
             },
-            base: offset_at(bytes, 40)?,
+            base,
             range_end,
+            cleaned,
             salt: u32_at(bytes, 12),
             created: Timestamp(i64_at(bytes, 56)),
         })
@@ -186,7 +196,16 @@ impl SegmentHeader {
     /// In place of a header that cannot be read.
     pub(crate) fn unknown(base: Offset) -> Self {
         let partition = PartitionId { topic: TopicId(uuid::Uuid::nil()), partition: PartitionIndex(0) };
-        Self { partition, base, range_end: None, salt: 0, created: Timestamp::MIN }
+        Self { partition, base, range_end: None, cleaned: None, salt: 0, created: Timestamp::MIN }
+    }
+
+    /// The end of what compaction has judged; the base if it was never there.
+    pub fn cleaned_end(&self) -> Offset {
+        match (self.range_end, self.cleaned) {
+            (None, _) => self.base,
+            (Some(end), None) => end,
+            (Some(end), Some(cleaned)) => cleaned.min(end),
+        }
     }
 
     /// The check of the header, which the first frame names as its previous one.
@@ -225,7 +244,7 @@ impl Totals {
         }
     }
 
-    /// Counts a batch.
+    /// Counts a batch. Control batches are no records, and batches that compaction has emptied have no times.
     pub(crate) fn add(&mut self, batch: &BatchHeader, next_offset: Offset, append_time: Timestamp) {
         self.next_offset = next_offset;
         if batch.has_records() {

@@ -81,6 +81,9 @@ pub enum Item {
     },
 }
 
+/// Where the first frame of a segment lies.
+pub const FIRST_FRAME: u64 = SEGMENT_HEADER_LENGTH as u64;
+
 /// The bounds under which stored batches are decoded.
 pub const LIMITS: Limits = STORED;
 

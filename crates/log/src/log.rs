@@ -206,6 +206,16 @@ impl Log {
         self.config = config;
     }
 
+    /// Where it lies.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The snapshot of the producers that is known to be durable, if one was asked for.
+    pub(crate) fn durable_snapshot(&self) -> Option<Offset> {
+        self.durable_snapshot
+    }
+
     /// The settings.
     pub fn config(&self) -> &LogConfig {
         &self.config
@@ -459,8 +469,14 @@ pub(crate) fn new_segment(
     config: &LogConfig,
     now: Timestamp,
 ) -> (Segment, FrameWriter) {
-    let header =
-        SegmentHeader { partition: id, base, range_end: None, salt: (config.salts.0)(), created: now };
+    let header = SegmentHeader {
+        partition: id,
+        base,
+        range_end: None,
+        cleaned: None,
+        salt: (config.salts.0)(),
+        created: now,
+    };
     let frames = FrameWriter {
         salt: header.salt,
         position: SEGMENT_HEADER_LENGTH as u64,

@@ -158,41 +158,42 @@ impl Place {
     /// a page that could not be read.
     fn read(&self, from: Offset, range: ReadRange, access: Access) -> Result<Collected, LogReadError> {
         let was_damaged = self.segment.map_is_damaged();
-        let position = self.locate(from, access)?;
-        match self.collect(position, from, range, access) {
+        let place = self.locate(from, access)?;
+        match self.collect(place, from, range, access) {
             Err(LogReadError::Damaged { .. }) if access == Access::Resident => Err(LogReadError::NotResident),
             Err(LogReadError::Damaged { .. }) if !was_damaged && self.segment.map_is_damaged() => {
-                self.collect(position, from, range, access)
+                self.collect(place, from, range, access)
             }
             result => result,
         }
     }
 
-    fn locate(&self, from: Offset, access: Access) -> Result<u64, LogReadError> {
+    fn locate(&self, from: Offset, access: Access) -> Result<Pointed, LogReadError> {
         if let Some(position) = self.segment.hint(from) {
-            return Ok(position);
+            return Ok(Pointed { position, may_skip: true });
         }
         let delta = from.since(self.segment.base);
         let found = self.segment.search(access, |entry| u64::from(entry.offset_delta) <= delta)?;
-        Ok(found.position)
+        Ok(Pointed { position: found.position, may_skip: found.position == START })
     }
 
     fn collect(
         &self,
-        position: u64,
+        pointed: Pointed,
         from: Offset,
         range: ReadRange,
         access: Access,
     ) -> Result<Collected, LogReadError> {
-        match self.walk(position, from, range, access)? {
+        let position = pointed.position;
+        match self.walk(pointed, from, range, access)? {
             // The index or a hint pointed behind the batch, or at no frame at all: it is wrong, the log is not.
-            Walked::Misled if position != crate::frame::SEGMENT_HEADER_LENGTH as u64 => {
+            Walked::Misled if position != START => {
                 if access == Access::Resident {
                     return Err(LogReadError::NotResident);
                 }
                 tracing::warn!(segment = %self.segment.path().display(), position, "an index entry was wrong");
                 self.segment.replace_index()?;
-                let start = crate::frame::SEGMENT_HEADER_LENGTH as u64;
+                let start = Pointed { position: START, may_skip: true };
                 match self.walk(start, from, range, access)? {
                     Walked::Misled => Ok(Collected::Nothing),
                     Walked::Done(collected) => Ok(collected),
@@ -205,7 +206,7 @@ impl Place {
 
     fn walk(
         &self,
-        position: u64,
+        Pointed { position, may_skip }: Pointed,
         from: Offset,
         range: ReadRange,
         access: Access,
@@ -247,7 +248,7 @@ impl Place {
                     _ => break,
                 },
             };
-            if std::mem::take(&mut first) && header.base_offset > from && position != START {
+            if std::mem::take(&mut first) && header.base_offset > from && !may_skip {
                 return Ok(Walked::Misled);
             }
             if header.base_offset >= range.until {
@@ -326,6 +327,15 @@ impl Place {
             Err(error) => Err(named(&error)),
         }
     }
+}
+
+/// Where an index entry or a hint says to look.
+#[derive(Debug, Clone, Copy)]
+struct Pointed {
+    position: u64,
+    /// The first frame there may begin behind what is looked for: compaction took what was in between. An index
+    /// entry lies at or before it.
+    may_skip: bool,
 }
 
 /// The first frame's place.

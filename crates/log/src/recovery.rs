@@ -15,6 +15,7 @@ use rimstone_record::{Batch, BatchHeader};
 use rimstone_types::{Numbering, Offset, PartitionId, Timestamp};
 
 use crate::{
+    compaction::startup,
     config::LogConfig,
     error::{FileError, LogReadError, OpenLogError},
     files,
@@ -56,6 +57,8 @@ pub struct OpenReport {
     pub rewritten_bytes: u64,
     /// Damaged ranges found below the attested end.
     pub damaged_ranges: u32,
+    /// Segments that a compaction had replaced and a crash had left.
+    pub superseded: u32,
 }
 
 /// The end of what can be kept.
@@ -103,7 +106,8 @@ impl Log {
             }
             segments.push(segment);
         }
-        let mut report = OpenReport::default();
+        let superseded = startup::remove_superseded(directory, id, &mut segments)?;
+        let mut report = OpenReport { superseded, ..OpenReport::default() };
         let mut found = None;
         if options.clean {
             found = from_caches(directory, &config, options.witness, &mut segments)?;
@@ -214,6 +218,7 @@ impl Recovery<'_> {
     fn attested_end(&mut self) -> Result<LogPosition, LogReadError> {
         let start = self.start_of_log();
         let mut attested = self.options.witness.unwrap_or(start).max(start);
+        attested = attested.max(startup::attested(&self.segments).unwrap_or(start));
         let from = attested;
         for segment in &self.segments {
             if segment.base < from.segment || segment.broken.is_some() {
@@ -456,8 +461,11 @@ fn claim_of<S: crate::walk::Source>(
     header: &BatchHeader,
 ) -> Result<Option<Claim>, LogReadError> {
     let Some(stamp) = header.producer else { return Ok(None) };
+    let record_count = header.last_offset_delta.saturating_add(1);
     let content_hash = match stamp.numbering {
         Numbering::Dense => None,
+        // Compaction took records away: what is left is not the content, and only a snapshot knows it.
+        Numbering::ByRequest if header.record_count < record_count => None,
         // A batch whose body is damaged keeps its number; its content cannot be recognised any more.
         Numbering::ByRequest => Some(
             Batch::verify(walker.payload(at, frame)?, &STORED)
@@ -465,7 +473,7 @@ fn claim_of<S: crate::walk::Source>(
                 .unwrap_or_default(),
         ),
     };
-    Ok(Some(Claim { stamp, record_count: header.record_count, content_hash }))
+    Ok(Some(Claim { stamp, record_count, content_hash }))
 }
 
 fn open_error(error: LogReadError) -> OpenLogError {

@@ -7,7 +7,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
@@ -56,6 +56,9 @@ pub(crate) struct Segment {
     touched: AtomicBool,
     /// What makes the file unreadable as a whole.
     pub(crate) broken: Option<String>,
+    /// The file, opened before compaction gave its name to another or took it away: who still reads this segment
+    /// goes on in what it was.
+    replaced: OnceLock<File>,
 }
 
 #[derive(Debug)]
@@ -133,6 +136,42 @@ impl Segment {
             hints: Mutex::new(([(Offset::MAX, 0); HINTS], 0)),
             touched: AtomicBool::new(false),
             broken,
+            replaced: OnceLock::new(),
+        }
+    }
+
+    /// A segment that compaction has written, whole and durable.
+    pub(crate) fn compacted(
+        path: PathBuf,
+        header: SegmentHeader,
+        end: u64,
+        entries: Vec<IndexEntry>,
+        totals: Totals,
+    ) -> Self {
+        let state = State { index: Index::Memory(entries), totals: Some(totals) };
+        Self::with_state(path, header, end, end, state, None)
+    }
+
+    /// Its name is about to be another file's, or nobody's: keeps the file at hand for those who read it.
+    pub(crate) fn keep_file(&self) -> Result<(), FileError> {
+        if self.replaced.get().is_none() {
+            let file = files::open_read(&self.path)?;
+            // A second one would be the same file: nobody else replaces it meanwhile.
+            drop(self.replaced.set(file));
+        }
+        Ok(())
+    }
+
+    /// Does something with the file, opened for reading.
+    fn with_file<T>(&self, read: impl FnOnce(&File) -> Result<T, FileError>) -> Result<T, FileError> {
+        if let Some(file) = self.replaced.get() {
+            return read(file);
+        }
+        let opened = files::open_read(&self.path);
+        // Once more: if the name went to another file before it was opened, the old one was kept before that.
+        match self.replaced.get() {
+            Some(file) => read(file),
+            None => read(&opened?),
         }
     }
 
@@ -271,6 +310,11 @@ impl Segment {
     /// Rebuilds the index file from the log: the one that is there is missing or wrong.
     pub(crate) fn replace_index(&self) -> Result<Vec<IndexEntry>, LogReadError> {
         let (entries, totals) = self.rebuild()?;
+        if self.replaced.get().is_some() {
+            // The index file is the new segment's.
+            self.state.write().index = Index::Memory(entries.clone());
+            return Ok(entries);
+        }
         tracing::warn!(segment = %self.path.display(), entries = entries.len(), "an index was rebuilt from the log");
         let header = IndexHeader {
             salt: self.header.salt,
@@ -338,8 +382,7 @@ impl Segment {
         if let Some(map) = &*map {
             return Ok((!map.is_damaged()).then(|| Arc::clone(map)));
         }
-        let file = files::open_read(&self.path)?;
-        match Map::new(&file, self.capacity) {
+        match self.with_file(|file| Ok(Map::new(file, self.capacity)))? {
             Ok(new) => {
                 *map = Some(Arc::clone(&new));
                 Ok(Some(new))
@@ -353,9 +396,8 @@ impl Segment {
 
     /// With zeros where the disk cannot read.
     fn pread(&self, at: u64, length: usize) -> Result<Bytes, LogReadError> {
-        let file = files::open_read(&self.path)?;
         let mut buffer = vec![0; length];
-        let read = files::read_around(&file, &self.path, &mut buffer, at)?;
+        let read = self.with_file(|file| files::read_around(file, &self.path, &mut buffer, at))?;
         buffer.truncate(read);
         Ok(buffer.into())
     }
@@ -426,9 +468,8 @@ pub(crate) struct Readable<'a>(pub(crate) &'a Segment);
 
 impl Source for Readable<'_> {
     fn load(&self, at: u64, length: usize) -> Result<Bytes, LogReadError> {
-        let file = files::open_read(&self.0.path)?;
         let mut buffer = vec![0; length];
-        let read = files::read_at(&file, &self.0.path, &mut buffer, at)?;
+        let read = self.0.with_file(|file| files::read_at(file, &self.0.path, &mut buffer, at))?;
         buffer.truncate(read);
         Ok(buffer.into())
     }

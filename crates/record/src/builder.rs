@@ -12,7 +12,7 @@ use crate::{
         PRODUCER_EPOCH_AT, PRODUCER_ID_AT, ProducerStamp, RECORD_COUNT_AT,
     },
     limits::Limits,
-    record::NewRecord,
+    record::{Header, NewRecord, tail_bytes},
     varint,
 };
 
@@ -81,26 +81,10 @@ impl BatchBuilder {
 
         self.base_timestamp = first;
         self.max_timestamp = if self.count == 0 { this } else { self.max_timestamp.max(this) };
-        self.encode(record, time_delta);
+        let (key, value) = (record.key.as_deref(), record.value.as_deref());
+        put_record(&mut self.records, key, value, &record.headers, time_delta, self.count as i32);
         self.count += 1;
         Ok(())
-    }
-
-    fn encode(&mut self, record: &NewRecord, time_delta: i64) {
-        let delta = self.count as i32;
-        let length = 1 + varint::length_i64(time_delta) + varint::length_i32(delta) + record.tail_bytes();
-        let out = &mut self.records;
-        varint::put_i64(out, length as i64);
-        out.push(0);
-        varint::put_i64(out, time_delta);
-        varint::put_i32(out, delta);
-        put_field(out, record.key.as_deref());
-        put_field(out, record.value.as_deref());
-        varint::put_i64(out, record.headers.len() as i64);
-        for header in &record.headers {
-            put_field(out, Some(header.key.as_bytes()));
-            put_field(out, header.value.as_deref());
-        }
     }
 
     /// How many records are in it.
@@ -153,6 +137,32 @@ impl BatchBuilder {
         put(RECORD_COUNT_AT, &self.count.to_be_bytes());
         bytes.append(&mut body);
         Batch::from_own_bytes(bytes)
+    }
+}
+
+/// Appends a record, its time and offset relative to the batch's.
+pub(crate) fn put_record(
+    out: &mut Vec<u8>,
+    key: Option<&[u8]>,
+    value: Option<&[u8]>,
+    headers: &[Header],
+    time_delta: i64,
+    offset_delta: i32,
+) {
+    let length = 1
+        + varint::length_i64(time_delta)
+        + varint::length_i32(offset_delta)
+        + tail_bytes(key.map(<[u8]>::len), value.map(<[u8]>::len), headers);
+    varint::put_i64(out, length as i64);
+    out.push(0);
+    varint::put_i64(out, time_delta);
+    varint::put_i32(out, offset_delta);
+    put_field(out, key);
+    put_field(out, value);
+    varint::put_i64(out, headers.len() as i64);
+    for header in headers {
+        put_field(out, Some(header.key.as_bytes()));
+        put_field(out, header.value.as_deref());
     }
 }
 

@@ -208,5 +208,26 @@ pub(crate) fn lz4(records: &[u8]) -> Vec<u8> {
     encoder.finish().expect("writing to memory does not fail")
 }
 
+/// Compresses as a client would, for batches that compaction writes again. Snappy without framing, which every
+/// reader of the framed form takes too.
+pub(crate) fn compress(compression: Compression, records: &[u8]) -> Vec<u8> {
+    match compression {
+        Compression::None => records.to_vec(),
+        Compression::Gzip => {
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+            encoder.write_all(records).expect("writing to memory does not fail");
+            encoder.finish().expect("writing to memory does not fail")
+        }
+        // An error only beyond 4 GiB: what does not compress is left as it is.
+        Compression::Snappy => {
+            snap::raw::Encoder::new().compress_vec(records).unwrap_or_else(|_| records.to_vec())
+        }
+        Compression::Lz4 => lz4(records),
+        Compression::Zstd => {
+            ruzstd::encoding::compress_to_vec(records, ruzstd::encoding::CompressionLevel::Fastest)
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests;

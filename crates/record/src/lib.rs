@@ -18,6 +18,7 @@ mod limits;
 pub mod partitioner;
 mod record;
 mod rules;
+mod thin;
 mod varint;
 
 pub use batch::Batch;

@@ -48,19 +48,21 @@ impl NewRecord {
     pub fn encoded_bytes_max(&self) -> usize {
         /// Length (at most 5), attributes (1), time delta (10), offset delta (5).
         const FIXED: usize = 5 + 1 + 10 + 5;
-        FIXED + self.tail_bytes()
+        FIXED
+            + tail_bytes(
+                self.key.as_ref().map(Bytes::len),
+                self.value.as_ref().map(Bytes::len),
+                &self.headers,
+            )
     }
+}
 
-    /// The bytes of everything after the offset delta.
-    pub(crate) fn tail_bytes(&self) -> usize {
-        let headers = self.headers.iter().map(|header| {
-            field_bytes(Some(header.key.len())) + field_bytes(header.value.as_ref().map(Bytes::len))
-        });
-        field_bytes(self.key.as_ref().map(Bytes::len))
-            + field_bytes(self.value.as_ref().map(Bytes::len))
-            + varint::length_i64(self.headers.len() as i64)
-            + headers.sum::<usize>()
-    }
+/// The bytes of everything after the offset delta.
+pub(crate) fn tail_bytes(key: Option<usize>, value: Option<usize>, headers: &[Header]) -> usize {
+    let each = headers.iter().map(|header| {
+        field_bytes(Some(header.key.len())) + field_bytes(header.value.as_ref().map(Bytes::len))
+    });
+    field_bytes(key) + field_bytes(value) + varint::length_i64(headers.len() as i64) + each.sum::<usize>()
 }
 
 /// The bytes of a length and what it is the length of.

@@ -10,7 +10,7 @@ fn text(bytes: usize) -> Vec<u8> {
 }
 
 /// Compresses as other people's clients do.
-fn compress(compression: Compression, data: &[u8]) -> Vec<u8> {
+fn foreign(compression: Compression, data: &[u8]) -> Vec<u8> {
     match compression {
         Compression::None => data.to_vec(),
         Compression::Gzip => {
@@ -46,7 +46,7 @@ fn every_codec_is_read() {
     for compression in CODECS {
         for size in [0, 1, 1000, 300_000] {
             let data = text(size);
-            let body = compress(compression, &data);
+            let body = foreign(compression, &data);
             let read = open(compression, body, &Limits::default()).unwrap();
             assert!(read == data, "{compression} {size}");
         }
@@ -75,8 +75,8 @@ const GZIP_CLI: &str = "1f8b08000000000000032bcacc2d2ec9cf4b5528c2c90000843b2a38
 fn the_absolute_bound_holds() {
     let limits = Limits { uncompressed_bytes: 100_000, ..Limits::default() };
     for compression in CODECS {
-        assert_eq!(open(compression, compress(compression, &text(100_000)), &limits).unwrap().len(), 100_000);
-        let body = compress(compression, &text(100_001));
+        assert_eq!(open(compression, foreign(compression, &text(100_000)), &limits).unwrap().len(), 100_000);
+        let body = foreign(compression, &text(100_001));
         let compressed = body.len();
         assert_eq!(
             open(compression, body, &limits),
@@ -90,8 +90,8 @@ fn the_bound_by_ratio_holds_above_its_floor() {
     let floor = crate::limits::RATIO_FLOOR;
     let limits = Limits { ratio: 2, ..Limits::default() };
     for compression in CODECS {
-        assert_eq!(open(compression, compress(compression, &vec![0; floor]), &limits).unwrap().len(), floor);
-        let body = compress(compression, &vec![0; floor * 4]);
+        assert_eq!(open(compression, foreign(compression, &vec![0; floor]), &limits).unwrap().len(), floor);
+        let body = foreign(compression, &vec![0; floor * 4]);
         let limit = floor.max(body.len() * 2);
         assert!(limit < floor * 4);
         assert_eq!(
@@ -128,7 +128,7 @@ fn lengths_that_lie_allocate_nothing() {
 #[test]
 fn what_follows_the_end_is_refused() {
     for compression in CODECS {
-        let mut body = compress(compression, &text(1000));
+        let mut body = foreign(compression, &text(1000));
         body.extend(b"more");
         assert!(
             matches!(open(compression, body, &Limits::default()), Err(BatchError::Decompress { .. })),
@@ -155,7 +155,7 @@ proptest! {
         cut in any::<prop::sample::Index>(),
         shorten: bool,
     ) {
-        let mut body = compress(CODECS[codec], &data);
+        let mut body = foreign(CODECS[codec], &data);
         for (at, value) in changes {
             let at = at.index(body.len());
             body[at] = value;

@@ -1,0 +1,132 @@
+//! Compaction: of each key the last record stays. A pure plan over facts about segments, then an executor that
+//! writes new segments beside the old ones, in slices. The rules are those of Kafka's `LogCleaner`.
+//!
+//! What of a log is cleaned already is in its segments' headers, so that there is no checkpoint to lose: a
+//! segment that compaction wrote names the end of its range and how far it was cleaned. Segments are replaced
+//! from the oldest on, so whatever a crash leaves, the cleaned part is a prefix in which each key is the last.
+//!
+//! Not here: which log comes next, pacing, the byte budget (`rimstone-store`, `rimstone-broker`).
+
+mod job;
+mod keys;
+mod output;
+mod sieve;
+pub(crate) mod startup;
+mod swap;
+#[cfg(test)]
+mod tests;
+
+use std::{ops::Range, time::Duration};
+
+use rimstone_types::{Offset, Timestamp};
+
+pub use job::{Compaction, CompactionError, Progress, Step};
+pub use sieve::{Judged, Sieve};
+pub use swap::{Compactable, Replaced, Replacement};
+
+/// When a log is to be compacted, and what may go.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CompactionSettings {
+    /// Due when at least this share of the bytes is dirty (`min.cleanable.dirty.ratio`).
+    pub dirty_ratio: f64,
+    /// Records younger than this, by append time, stay as they are (`min.compaction.lag.ms`).
+    pub min_lag: Duration,
+    /// Due when something was dirty for longer than this (`max.compaction.lag.ms`); `None`: never by time.
+    pub max_lag: Option<Duration>,
+    /// How long a tombstone stays after it was first cleaned (`delete.retention.ms`).
+    pub delete_retention: Duration,
+    /// Bytes of memory for the keys of one pass; what does not fit is for the next.
+    pub map_bytes: usize,
+}
+
+/// How much of a log is cleaned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Dirtiness {
+    /// Bytes of segments that were cleaned.
+    pub clean_bytes: u64,
+    /// Bytes of segments that were not, and can be now.
+    pub dirty_bytes: u64,
+    /// A pass is due.
+    pub due: bool,
+}
+
+impl Dirtiness {
+    /// Dirty bytes over all that can be cleaned; 0 for nothing.
+    pub fn ratio(&self) -> f64 {
+        let total = self.clean_bytes + self.dirty_bytes;
+        if total == 0 { 0.0 } else { self.dirty_bytes as f64 / total as f64 }
+    }
+}
+
+/// A sealed segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Facts {
+    /// Its first offset.
+    pub(crate) base: Offset,
+    /// The first offset of the next segment.
+    pub(crate) next: Offset,
+    /// Its bytes.
+    pub(crate) bytes: u64,
+    /// Append time of its first batch.
+    pub(crate) first_append: Timestamp,
+    /// Append time of its last batch.
+    pub(crate) last_append: Timestamp,
+    /// What lies below is cleaned; the base if nothing is.
+    pub(crate) cleaned: Offset,
+}
+
+/// What a pass would do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Plan {
+    /// So many of the sealed segments, from the oldest on, can be compacted.
+    pub(crate) segments: usize,
+    /// Everything below is cleaned already.
+    pub(crate) dirty_from: Offset,
+    pub(crate) dirtiness: Dirtiness,
+}
+
+/// A segment covers at most so many offsets: entries of the index have 32 bits for them.
+const RANGE_MAX: u64 = (u32::MAX / 2) as u64;
+
+/// Plans over the sealed segments, oldest first, up to the first one that cannot be compacted: it reaches above
+/// the stable end or, not cleaned yet, has a batch that is too young.
+pub(crate) fn plan(sealed: &[Facts], stable: Offset, settings: &CompactionSettings, now: Timestamp) -> Plan {
+    let young = now.saturating_sub(settings.min_lag);
+    let can =
+        |facts: &&Facts| facts.next <= stable && (facts.cleaned == facts.next || facts.last_append <= young);
+    let segments = sealed.iter().take_while(can).count();
+    let clean = sealed[..segments].iter().take_while(|facts| facts.cleaned == facts.next).count();
+    let (clean, dirty) = sealed[..segments].split_at(clean);
+    let bytes = |facts: &[Facts]| facts.iter().map(|facts| facts.bytes).sum();
+    let mut dirtiness = Dirtiness { clean_bytes: bytes(clean), dirty_bytes: bytes(dirty), due: false };
+    let dirty_from = match dirty.first() {
+        Some(first) => {
+            let overdue = settings.max_lag.is_some_and(|lag| first.first_append <= now.saturating_sub(lag));
+            dirtiness.due = overdue || dirtiness.ratio() >= settings.dirty_ratio;
+            first.cleaned
+        }
+        None => clean.last().map_or(Offset::ZERO, |last| last.next),
+    };
+    Plan { segments, dirty_from, dirtiness }
+}
+
+/// Which neighbours become one segment: as many as stay within the bounds of a segment, at least one (Kafka's
+/// `Cleaner.groupSegmentsBySize`).
+pub(crate) fn groups(sealed: &[Facts], segment_bytes: u64) -> Vec<Range<usize>> {
+    let mut groups = Vec::new();
+    let mut first = 0;
+    while first < sealed.len() {
+        let mut bytes = sealed[first].bytes;
+        let mut end = first + 1;
+        while let Some(next) = sealed.get(end)
+            && bytes + next.bytes <= segment_bytes
+            && next.next.since(sealed[first].base) <= RANGE_MAX
+        {
+            bytes += next.bytes;
+            end += 1;
+        }
+        groups.push(first..end);
+        first = end;
+    }
+    groups
+}

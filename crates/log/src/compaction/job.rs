@@ -1,0 +1,388 @@
+//! One pass over a log, in slices: learn the keys of the dirty part, then write each group of neighbours anew and
+//! put it in their place. Runs outside the partition's lock over segments that nothing changes; the log is
+//! asked again before a group is replaced.
+
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use rimstone_record::{Batch, BatchHeader};
+use rimstone_types::{Offset, PartitionId, Timestamp};
+
+use super::{
+    Facts, Judged, Sieve, groups,
+    output::Output,
+    swap::{Compactable, Replacement},
+};
+use crate::{
+    config::{LogConfig, SaltSource},
+    error::{FileError, LogReadError},
+    frame::{Content, SEGMENT_HEADER_LENGTH, SegmentHeader},
+    reader::STORED,
+    segment::{Cold, SCAN_WINDOW, Segment},
+    walk::{Step as Walked, Walker},
+};
+
+/// Why a pass stopped. Nothing was replaced that is not whole and durable.
+#[derive(Debug, thiserror::Error)]
+pub enum CompactionError {
+    /// Acknowledged bytes are damaged: the segment stays as it is, and so does what comes behind it.
+    #[error("segment {segment} cannot be compacted: {reason}")]
+    Damaged {
+        /// The segment's base offset.
+        segment: Offset,
+        /// What was found.
+        reason: String,
+    },
+    /// The log changed under the pass, or the state of its producers is not durable.
+    #[error("the pass is given up: {0}")]
+    Overtaken(&'static str),
+    /// The name was given and it is not known whether that is durable: the partition must not go on.
+    #[error("a compacted segment was renamed, and it is not known whether durably: {0}")]
+    Unknown(FileError),
+    /// An operation on a file failed; what was there before is there.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+impl From<LogReadError> for CompactionError {
+    fn from(error: LogReadError) -> Self {
+        match error {
+            LogReadError::File(error) => Self::File(error),
+            other => Self::Damaged { segment: Offset::ZERO, reason: other.to_string() },
+        }
+    }
+}
+
+/// What a pass has done so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Progress {
+    /// Bytes of frames read.
+    pub read_bytes: u64,
+    /// Bytes of segments written.
+    pub written_bytes: u64,
+    /// Records that went.
+    pub records_removed: u64,
+    /// Segments that were replaced.
+    pub segments_before: u32,
+    /// Segments that stand in their place.
+    pub segments_after: u32,
+}
+
+/// What is to be done next.
+#[derive(Debug)]
+pub enum Step {
+    /// Go on when it suits.
+    More,
+    /// A group is written and on disk: put it in place.
+    Replace(Box<Replacement>),
+    /// The pass is over.
+    Done,
+}
+
+/// A pass.
+#[derive(Debug)]
+pub struct Compaction {
+    id: PartitionId,
+    directory: PathBuf,
+    salts: SaltSource,
+    index_interval: u64,
+    now: Timestamp,
+    segments: Vec<Arc<Segment>>,
+    facts: Vec<Facts>,
+    dirty_from: Offset,
+    groups: Vec<Range<usize>>,
+    segment_bytes: u64,
+    sieve: Sieve,
+    phase: Phase,
+    progress: Progress,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Learning(Place),
+    /// Whether anything goes from a segment that was cleaned before and has no neighbour to be merged with.
+    Looking(usize, Place),
+    Writing(usize, Place, Box<Writing>),
+    Done,
+}
+
+#[derive(Debug)]
+struct Writing {
+    output: Output,
+    removed: u64,
+    /// The last batch that went: the last of a range stays, empty, so that a segment ends where its range does and
+    /// append times never go back.
+    gone: Option<(Batch, Timestamp)>,
+}
+
+/// How far a walk over segments has come.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    segment: usize,
+    position: u64,
+    /// The check of the frame before; a frame that does not name it does not belong there.
+    link: u32,
+}
+
+impl Place {
+    fn at(segments: &[Arc<Segment>], segment: usize) -> Self {
+        let link = segments.get(segment).map_or(0, |segment| segment.header.check());
+        Self { segment, position: SEGMENT_HEADER_LENGTH as u64, link }
+    }
+}
+
+/// What a walk does with a batch.
+enum Visit {
+    On,
+    /// The batch was not taken; the walk ends before it.
+    Stop,
+}
+
+impl Compaction {
+    pub(super) fn new(
+        id: PartitionId,
+        directory: &Path,
+        config: &LogConfig,
+        found: Compactable,
+        sieve: Sieve,
+        now: Timestamp,
+    ) -> Self {
+        let Compactable { segments, facts, plan } = found;
+        let first_dirty = facts.iter().take_while(|facts| facts.cleaned == facts.next).count();
+        Self {
+            id,
+            directory: directory.to_owned(),
+            salts: config.salts.clone(),
+            index_interval: config.index_interval_bytes,
+            now,
+            dirty_from: plan.dirty_from,
+            groups: Vec::new(),
+            // Positions in the index have 32 bits.
+            segment_bytes: config.segment_bytes.min(u64::from(u32::MAX)),
+            sieve,
+            phase: Phase::Learning(Place::at(&segments, first_dirty)),
+            progress: Progress::default(),
+            segments,
+            facts,
+        }
+    }
+
+    /// What the pass has done so far.
+    pub fn progress(&self) -> Progress {
+        self.progress
+    }
+
+    /// Works over about so many bytes of segments. What is written is on disk when it answers.
+    ///
+    /// # Errors
+    /// [`CompactionError`]: the pass is over, and is to be dropped.
+    pub fn advance(&mut self, budget: u64) -> Result<Step, CompactionError> {
+        match std::mem::replace(&mut self.phase, Phase::Done) {
+            Phase::Learning(place) => self.learn(place, budget),
+            Phase::Looking(group, place) => self.look(group, place, budget),
+            Phase::Writing(group, place, writing) => self.write(group, place, writing, budget),
+            Phase::Done => Ok(Step::Done),
+        }
+    }
+
+    fn learn(&mut self, mut place: Place, budget: u64) -> Result<Step, CompactionError> {
+        let (until, dirty_from) = (self.segments.len(), self.dirty_from);
+        let sieve = &mut self.sieve;
+        let walked = walk(&self.segments, &mut place, until, budget, |segment, header, _, payload| {
+            if header.next_offset() <= dirty_from {
+                return Ok(Visit::On);
+            }
+            let batch = verified(segment, payload)?;
+            let learned = sieve.learn(&batch).map_err(|error| damaged(segment, &error))?;
+            Ok(if learned { Visit::On } else { Visit::Stop })
+        })?;
+        self.progress.read_bytes += walked.bytes;
+        if !walked.over {
+            self.phase = Phase::Learning(place);
+            return Ok(Step::More);
+        }
+        let end = self.sieve.end();
+        let count = self.facts.iter().take_while(|facts| facts.base < end).count();
+        self.groups = groups(&self.facts[..count], self.segment_bytes);
+        self.next_group(0)?;
+        Ok(Step::More)
+    }
+
+    fn next_group(&mut self, group: usize) -> Result<(), CompactionError> {
+        let Some(members) = self.groups.get(group).cloned() else {
+            self.phase = Phase::Done;
+            return Ok(());
+        };
+        let facts = &self.facts[members.start];
+        let place = Place::at(&self.segments, members.start);
+        if members.len() == 1 && facts.cleaned == facts.next {
+            self.phase = Phase::Looking(group, place);
+            return Ok(());
+        }
+        self.begin_group(group, place)
+    }
+
+    fn begin_group(&mut self, group: usize, place: Place) -> Result<(), CompactionError> {
+        let members = self.groups[group].clone();
+        let base = self.facts[members.start].base;
+        let end = self.facts[members.end - 1].next;
+        let learned = self.sieve.end();
+        let replaced: Vec<u32> = self.segments[members].iter().map(|segment| segment.header.salt).collect();
+        let mut salt = (self.salts.0)();
+        while replaced.contains(&salt) {
+            salt = salt.wrapping_add(1);
+        }
+        let header = SegmentHeader {
+            partition: self.id,
+            base,
+            range_end: Some(end),
+            cleaned: (learned < end).then_some(learned),
+            salt,
+            created: self.now,
+        };
+        let output = Output::create(&self.directory, header, end, self.index_interval)?;
+        self.phase = Phase::Writing(group, place, Box::new(Writing { output, removed: 0, gone: None }));
+        Ok(())
+    }
+
+    fn look(&mut self, group: usize, mut place: Place, budget: u64) -> Result<Step, CompactionError> {
+        let (until, sieve) = (self.groups[group].end, &self.sieve);
+        let mut changes = false;
+        let walked = walk(&self.segments, &mut place, until, budget, |segment, _, _, payload| {
+            let batch = verified(segment, payload)?;
+            // An emptied batch that nobody remembers any more is not worth a segment.
+            changes = match sieve.judge(&batch).map_err(|error| damaged(segment, &error))? {
+                Judged::Same | Judged::Gone { removed: 0 } => false,
+                Judged::Changed { .. } | Judged::Gone { .. } => true,
+            };
+            Ok(if changes { Visit::Stop } else { Visit::On })
+        })?;
+        self.progress.read_bytes += walked.bytes;
+        if changes {
+            let place = Place::at(&self.segments, self.groups[group].start);
+            self.begin_group(group, place)?;
+        } else if walked.over {
+            self.next_group(group + 1)?;
+        } else {
+            self.phase = Phase::Looking(group, place);
+        }
+        Ok(Step::More)
+    }
+
+    fn write(
+        &mut self,
+        group: usize,
+        mut place: Place,
+        mut writing: Box<Writing>,
+        budget: u64,
+    ) -> Result<Step, CompactionError> {
+        let (until, sieve) = (self.groups[group].end, &self.sieve);
+        let before = writing.output.bytes();
+        let walked = walk(&self.segments, &mut place, until, budget, |segment, header, time, payload| {
+            let batch = verified(segment, payload)?;
+            match sieve.judge(&batch).map_err(|error| damaged(segment, &error))? {
+                Judged::Same => writing.output.add(batch.bytes(), header, time)?,
+                Judged::Changed { batch, removed } => {
+                    writing.removed += u64::from(removed);
+                    writing.output.add(batch.bytes(), batch.header(), time)?;
+                }
+                Judged::Gone { removed } => {
+                    writing.removed += u64::from(removed);
+                    writing.gone = Some((batch.emptied(), time));
+                }
+            }
+            Ok(Visit::On)
+        })?;
+        self.progress.read_bytes += walked.bytes;
+        if !walked.over {
+            writing.output.settle()?;
+            self.progress.written_bytes += writing.output.bytes() - before;
+            self.phase = Phase::Writing(group, place, writing);
+            return Ok(Step::More);
+        }
+        let Writing { mut output, removed, gone } = *writing;
+        let members = self.groups[group].clone();
+        let end = self.facts[members.end - 1].next;
+        if output.next_offset() < end
+            && let Some((batch, time)) = gone
+        {
+            output.add(batch.bytes(), batch.header(), time)?;
+        }
+        if output.next_offset() != end {
+            let reason = format!("it ends at offset {} instead of {end}", output.next_offset());
+            return Err(CompactionError::Damaged { segment: self.facts[members.end - 1].base, reason });
+        }
+        output.finish()?;
+        self.progress.written_bytes += output.bytes() - before;
+        self.progress.records_removed += removed;
+        self.progress.segments_before += members.len() as u32;
+        self.progress.segments_after += 1;
+        let replaces = self.segments[members].to_vec();
+        self.next_group(group + 1)?;
+        Ok(Step::Replace(Box::new(Replacement { output, replaces, directory: self.directory.clone() })))
+    }
+}
+
+fn damaged(segment: &Segment, error: &dyn std::fmt::Display) -> CompactionError {
+    CompactionError::Damaged { segment: segment.base, reason: error.to_string() }
+}
+
+fn verified(segment: &Segment, payload: bytes::Bytes) -> Result<Batch, CompactionError> {
+    Batch::verify(payload, &STORED).map_err(|error| damaged(segment, &error))
+}
+
+struct WalkedOver {
+    bytes: u64,
+    /// Up to the end, or stopped by the visitor.
+    over: bool,
+}
+
+/// Visits the batches of whole, linked frames from a place on, up to the segment `until`, until about `budget`
+/// bytes have gone by.
+fn walk(
+    segments: &[Arc<Segment>],
+    place: &mut Place,
+    until: usize,
+    budget: u64,
+    mut visit: impl FnMut(&Segment, &BatchHeader, Timestamp, bytes::Bytes) -> Result<Visit, CompactionError>,
+) -> Result<WalkedOver, CompactionError> {
+    let mut bytes = 0;
+    while place.segment < until {
+        let segment = &*segments[place.segment];
+        let (salt, end) = (segment.header.salt, segment.end());
+        // No more is loaded than is gone over, but for the last frame.
+        let window = usize::try_from(budget).unwrap_or(usize::MAX).min(SCAN_WINDOW);
+        let mut walker = Walker::new(Cold(segment), salt, place.position, end, window);
+        loop {
+            if bytes >= budget {
+                return Ok(WalkedOver { bytes, over: false });
+            }
+            let (at, frame) = match walker.step()? {
+                Walked::Frame(at, frame) => (at, frame),
+                Walked::Invalid(at, error) => {
+                    return Err(damaged(segment, &format!("no valid frame at byte {at}: {error}")));
+                }
+                Walked::End => return Err(damaged(segment, &"it has no seal")),
+            };
+            if frame.previous_check != place.link {
+                return Err(damaged(
+                    segment,
+                    &format!("the frame at byte {at} is not linked to the one before"),
+                ));
+            }
+            let Content::Batch(header) = frame.content else { break };
+            let payload = walker.payload(at, &frame)?;
+            if let Visit::Stop = visit(segment, &header, frame.append_time, payload)? {
+                return Ok(WalkedOver { bytes, over: true });
+            }
+            place.position = at + frame.size();
+            place.link = frame.check;
+            bytes += frame.size();
+        }
+        *place = Place::at(segments, place.segment + 1);
+    }
+    Ok(WalkedOver { bytes, over: true })
+}

@@ -1,0 +1,141 @@
+//! Which records of a batch stay. Pure: batches in, batches out.
+
+use std::collections::HashSet;
+
+use rimstone_record::{Batch, BatchError, Record};
+use rimstone_types::{Offset, Timestamp};
+
+use super::{CompactionSettings, keys::KeyMap};
+use crate::reader::STORED;
+
+/// Learns the last offset of each key in the dirty part of a log, then judges the batches of the whole log below
+/// the end of what it learned.
+#[derive(Debug)]
+pub struct Sieve {
+    keys: KeyMap,
+    /// Records below are deleted.
+    start: Offset,
+    /// What lies from here on was not learned, and is not judged.
+    end: Offset,
+    now: Timestamp,
+    /// Until when a tombstone that is met for the first time stays.
+    horizon: Timestamp,
+    /// Batches whose numbers are still remembered, by their base offsets: they stay, empty if need be.
+    numbered: HashSet<Offset>,
+}
+
+/// What becomes of a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Judged {
+    /// It stays byte for byte.
+    Same,
+    /// It stays with fewer records, none perhaps, or is marked with a delete horizon.
+    Changed {
+        /// As it is from now on.
+        batch: Batch,
+        /// Records that went.
+        removed: u32,
+    },
+    /// Nothing of it has to stay.
+    Gone {
+        /// Records that went.
+        removed: u32,
+    },
+}
+
+impl Sieve {
+    /// Nothing is learned yet. `seed` is random.
+    pub fn new(
+        settings: &CompactionSettings,
+        start: Offset,
+        now: Timestamp,
+        numbered: HashSet<Offset>,
+        seed: u64,
+    ) -> Self {
+        Self {
+            keys: KeyMap::new(seed, settings.map_bytes),
+            start,
+            end: Offset::ZERO,
+            now,
+            horizon: now.saturating_add(settings.delete_retention),
+            numbered,
+        }
+    }
+
+    /// Learns the keys of the next dirty batch. `false`: they do not fit; what was learned ends before it.
+    ///
+    /// # Errors
+    /// [`BatchError`]: its records cannot be read.
+    pub fn learn(&mut self, batch: &Batch) -> Result<bool, BatchError> {
+        let header = batch.header();
+        if !header.is_control() {
+            if !self.keys.fits(header.record_count as usize) {
+                return Ok(false);
+            }
+            for record in batch.records(&STORED)? {
+                let record = record?;
+                if let Some(key) = &record.key
+                    && record.offset >= self.start
+                {
+                    self.keys.put(key, record.offset);
+                }
+            }
+        }
+        self.end = header.next_offset();
+        Ok(true)
+    }
+
+    /// The end of what was learned.
+    pub fn end(&self) -> Offset {
+        self.end
+    }
+
+    /// What becomes of a batch. A record without a key is the last of none, and stays.
+    ///
+    /// # Errors
+    /// [`BatchError`]: its records cannot be read.
+    pub fn judge(&self, batch: &Batch) -> Result<Judged, BatchError> {
+        let header = batch.header();
+        if header.base_offset >= self.end || header.is_control() {
+            return Ok(Judged::Same);
+        }
+        // Met for the first time, a tombstone gets its time; what has one goes by it.
+        let first_time = !header.has_delete_horizon();
+        let expired = !first_time && header.base_timestamp <= self.now;
+        let stays = |record: &Record| {
+            record.offset >= self.start
+                && record.key.as_ref().is_none_or(|key| self.is_last(key, record.offset))
+                && !(expired && record.key.is_some() && record.value.is_none())
+        };
+        let records = batch.records(&STORED)?;
+        let (mut kept, mut tombstones) = (0u32, false);
+        for record in records.clone() {
+            let record = record?;
+            if stays(&record) {
+                kept += 1;
+                tombstones |= record.key.is_some() && record.value.is_none();
+            }
+        }
+        let removed = header.record_count - kept;
+        if kept == 0 {
+            return Ok(match (self.numbered.contains(&header.base_offset), removed) {
+                (false, removed) => Judged::Gone { removed },
+                (true, 0) => Judged::Same,
+                (true, removed) => Judged::Changed { batch: batch.emptied(), removed },
+            });
+        }
+        let horizon = (first_time && tombstones).then_some(self.horizon);
+        if removed == 0 && horizon.is_none() {
+            return Ok(Judged::Same);
+        }
+        let batch = batch.thinned(records, horizon, stays)?;
+        if removed == 0 && !batch.header().has_delete_horizon() {
+            return Ok(Judged::Same);
+        }
+        Ok(Judged::Changed { batch, removed })
+    }
+
+    fn is_last(&self, key: &[u8], offset: Offset) -> bool {
+        self.keys.last(key).is_none_or(|last| last <= offset)
+    }
+}
