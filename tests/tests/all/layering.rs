@@ -38,7 +38,7 @@ const DOOR_LIBRARIES: &[(&str, &[&str])] = &[
     ("tonic-health", &["grpc"]),
     ("tonic-reflection", &["grpc"]),
     ("tonic-prost", &["proto"]),
-    ("prost", &["proto", "grpc"]),
+    ("prost", &["proto", "grpc", "client"]),
     ("prost-types", &["proto", "grpc"]),
     ("hyper", &[]),
     ("http", &[]),
