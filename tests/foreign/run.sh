@@ -56,6 +56,8 @@ else
     echo "SKIPPED promtool check metrics: promtool is not there (package prometheus)" >&2
 fi
 
+tests/foreign/readme.sh "$RIMSTONE_BINARY" "$address" "$work"
+
 kill "$server"
 wait "$server" || { echo "the server did not end cleanly" >&2; exit 1; }
 server=

@@ -164,7 +164,7 @@ pub enum Refusal {
         got: u32,
     },
     /// Dense numbering and numbering by request cannot be mixed by one producer.
-    #[error("the producer's batches here are numbered {stored:?}, this one is numbered {got:?}")]
+    #[error("the producer's batches here are numbered {stored}, this one is numbered {got}")]
     NumberingMixed {
         /// What is stored.
         stored: Numbering,

@@ -8,6 +8,8 @@ pub mod v1 {
     tonic::include_proto!("rimstone.v1");
 }
 
+pub use prost::Message;
+
 /// The descriptors of every file in `proto/`, with comments, for gRPC reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 

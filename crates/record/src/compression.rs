@@ -97,8 +97,39 @@ impl Failure {
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
-        Self::malformed(error)
+        match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+            Some(error) => Self::Malformed(lz4_words(error)),
+            None => Self::malformed(innermost(&error)),
+        }
     }
+}
+
+/// What is wrong with a frame: `lz4_flex` has words only for what is wrong inside a block.
+fn lz4_words(error: &lz4_flex::frame::Error) -> String {
+    use lz4_flex::frame::Error;
+    match error {
+        Error::DecompressionError(error) => error.to_string(),
+        Error::IoError(error) => error.to_string(),
+        Error::HeaderChecksumError => "the checksum of the frame's header is wrong".to_owned(),
+        Error::BlockChecksumError => "the checksum of a block is wrong".to_owned(),
+        Error::ContentChecksumError => "the checksum of the content is wrong".to_owned(),
+        Error::BlockTooBig => "a block is larger than the frame's header says".to_owned(),
+        Error::ContentLengthError { expected, actual } => {
+            format!("the header tells of {expected} bytes, and there are {actual}")
+        }
+        Error::WrongMagicNumber => "it does not begin as an LZ4 frame does".to_owned(),
+        Error::DictionaryNotSupported => "it needs a dictionary".to_owned(),
+        _ => "the frame's header is not one that is understood".to_owned(),
+    }
+}
+
+/// The error behind an error: ruzstd's outer ones say no more than the debug text of the inner.
+fn innermost<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost
 }
 
 /// The uncompressed form of `body`, never larger than the limits allow. What is not compressed is not copied.
@@ -160,7 +191,7 @@ fn unzstd(body: &[u8], limit: usize) -> Result<Vec<u8>, Failure> {
     while !rest.is_empty() {
         let window = ZSTD_WINDOW_MAX;
         let decoder = ruzstd::decoding::StreamingDecoder::new_with_max_window_size(&mut rest, window)
-            .map_err(Failure::malformed)?;
+            .map_err(|error| Failure::malformed(innermost(&error)))?;
         read_bounded(decoder, limit, &mut out)?;
     }
     Ok(out)

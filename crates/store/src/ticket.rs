@@ -37,7 +37,7 @@ pub enum AppendError {
         got: u32,
     },
     /// A newer epoch has been seen.
-    #[error("producer epoch {got} is fenced; the epoch in force is {current:?}")]
+    #[error("producer epoch {got} is fenced; {}", in_force(*current))]
     Fenced {
         /// What came.
         got: ProducerEpoch,
@@ -69,7 +69,7 @@ pub enum AppendError {
         got: u32,
     },
     /// Dense numbering and numbering by request cannot be mixed by one producer.
-    #[error("the producer's batches here are numbered {stored:?}, this one is numbered {got:?}")]
+    #[error("the producer's batches here are numbered {stored}, this one is numbered {got}")]
     NumberingMixed {
         /// What is stored.
         stored: Numbering,
@@ -103,6 +103,13 @@ pub enum AppendError {
 
 /// The epoch that fences.
 pub type FenceEpoch = Option<ProducerEpoch>;
+
+fn in_force(current: FenceEpoch) -> String {
+    match current {
+        Some(epoch) => format!("the epoch in force is {epoch}"),
+        None => "its producer id takes no more records".to_owned(),
+    }
+}
 
 /// The answer to an append, when it comes.
 #[derive(Debug)]

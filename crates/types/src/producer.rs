@@ -145,6 +145,15 @@ pub enum Numbering {
     ByRequest,
 }
 
+impl fmt::Display for Numbering {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Dense => "by record",
+            Self::ByRequest => "by request",
+        })
+    }
+}
+
 /// The name of a producer: 1 to 249 characters of `[a-zA-Z0-9._-]`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

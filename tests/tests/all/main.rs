@@ -11,6 +11,7 @@ mod layering;
 mod power_cut;
 mod produce;
 mod producers;
+mod readme;
 mod refusals;
 mod retention;
 mod stops;

@@ -3,11 +3,13 @@
 use std::{pin::Pin, sync::atomic::Ordering, time::Duration};
 
 use futures::Stream;
-use prost::Message as _;
-use rimstone_proto::v1::{
-    self, admin_service_server::AdminService, consume_service_server::ConsumeService,
-    produce_service_server::ProduceService, produce_stream_request::Kind as RequestKind,
-    produce_stream_response::Kind as ResponseKind,
+use rimstone_proto::{
+    Message as _,
+    v1::{
+        self, admin_service_server::AdminService, consume_service_server::ConsumeService,
+        produce_service_server::ProduceService, produce_stream_request::Kind as RequestKind,
+        produce_stream_response::Kind as ResponseKind,
+    },
 };
 use rimstone_record::Limits;
 use rimstone_types::ProducerId;

@@ -3,9 +3,9 @@
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
-use prost::Message as _;
-use rimstone_proto::v1::{
-    self, produce_stream_request::Kind as RequestKind, produce_stream_response::Kind as ResponseKind,
+use rimstone_proto::{
+    Message as _,
+    v1::{self, produce_stream_request::Kind as RequestKind, produce_stream_response::Kind as ResponseKind},
 };
 use tokio::{sync::mpsc, time::Instant};
 use tonic::Streaming;

@@ -169,3 +169,20 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_is_wrong_is_said_in_words() {
+    for compression in CODECS {
+        let body = compress(compression, &text(2_000));
+        let damaged = (0..body.len()).flat_map(|at| {
+            let mut flipped = body.clone();
+            flipped[at] ^= 0x5a;
+            [flipped, body[..at].to_vec()]
+        });
+        for body in damaged {
+            let Err(error) = open(compression, body, &Limits::default()) else { continue };
+            let text = error.to_string();
+            assert!(!text.contains("Error(") && !text.contains('{'), "debug text: {text}");
+        }
+    }
+}

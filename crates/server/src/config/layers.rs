@@ -16,9 +16,19 @@ use super::{
     value::Value,
 };
 
-/// Environment variables of the server begin with this and have `__` between section and key. Those without
-/// `__` belong to the command line.
+/// Environment variables of the server begin with this and have `__` between section and key.
 const ENVIRONMENT_PREFIX: &str = "RIMSTONE_";
+
+/// Variables that are not the server's: the command line's, and those of the tests, which start servers.
+const ENVIRONMENT_OF_OTHERS: [&str; 5] =
+    ["RIMSTONE_SERVER", "RIMSTONE_BINARY", "RIMSTONE_POWER_CUTS", "RIMSTONE_SEED", "RIMSTONE_TEST_DATA"];
+
+/// Whether a variable is one that Kubernetes and Docker set by themselves for a service called `rimstone` or
+/// `rimstone-something`: `RIMSTONE_SERVICE_HOST`, `RIMSTONE_PORT_9190_TCP_ADDR`.
+fn is_service_link(name: &str) -> bool {
+    ["_SERVICE_HOST", "_PORT"].iter().any(|end| name.ends_with(end))
+        || ["_SERVICE_PORT_", "_PORT_"].iter().any(|middle| name.contains(middle))
+}
 
 /// The file that is read when none is named and it is there.
 pub(crate) const DEFAULT_FILE: &str = "rimstone.toml";
@@ -156,7 +166,10 @@ fn from_environment<'a>(
     let mut texts = Vec::new();
     for (name, value) in environment {
         let name = name.to_string_lossy().into_owned();
-        if !name.strip_prefix(ENVIRONMENT_PREFIX).is_some_and(|rest| rest.contains("__")) {
+        if !name.starts_with(ENVIRONMENT_PREFIX)
+            || ENVIRONMENT_OF_OTHERS.contains(&name.as_str())
+            || is_service_link(&name) && !name.contains("__")
+        {
             continue;
         }
         let source = Source::Environment(name.clone());

@@ -72,10 +72,28 @@ fn file_beats_default_environment_beats_file_flag_beats_all() {
 }
 
 #[test]
+fn variables_of_others_are_left_alone() {
+    let others = [
+        "RIMSTONE_SERVER",
+        "RIMSTONE_TEST_DATA",
+        "RIMSTONE_SEED",
+        "RIMSTONE_SERVICE_HOST",
+        "RIMSTONE_SERVICE_PORT",
+        "RIMSTONE_SERVICE_PORT_GRPC",
+        "RIMSTONE_PORT",
+        "RIMSTONE_PORT_9190_TCP",
+        "RIMSTONE_WEB_PORT_9180_TCP_ADDR",
+        "RIMSTONES",
+    ];
+    with(None, &others.map(|name| (name, "tcp://10.0.0.1:9190")), &[]).unwrap();
+    let refused = with(None, &[("RIMSTONE_SERVER__GRPC_PORT", "9190")], &[]).unwrap_err();
+    assert!(refused.to_string().contains("RIMSTONE_SERVER__GRPC_ADDRESS"), "{refused}");
+}
+
+#[test]
 fn unknown_keys_are_refused_with_the_nearest_names() {
     let (_guard, path) = file("[server]\ngrpc_adress = \"127.0.0.1:1\"\n[limts]\nconnections = 3\n");
-    let environment =
-        [("RIMSTONE_STORAGE__DATA_DIR", "x"), ("RIMSTONE_ADDRESS", "belongs to the command line")];
+    let environment = [("RIMSTONE_STORAGE__DATA_DIR", "x"), ("RIMSTONE_LIMITS_CONNECTIONS", "one _ too few")];
     let error = with(Some(&path), &environment, &[("log.colour", "never")]).unwrap_err();
     let unknown: Vec<_> = error
         .problems
@@ -91,6 +109,7 @@ fn unknown_keys_are_refused_with_the_nearest_names() {
             ("limts.connections", "limits.connections"),
             ("server.grpc_adress", "server.grpc_address"),
             ("RIMSTONE_STORAGE__DATA_DIR", "RIMSTONE_STORAGE__DATA_DIRECTORY"),
+            ("RIMSTONE_LIMITS_CONNECTIONS", "RIMSTONE_LIMITS__CONNECTIONS"),
             ("log.colour", "log.color"),
         ]
     );

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# What README.md tells people to type: its `sh` and `python` blocks, as they stand, but for places (address, data).
+# The Rust block is compiled and run by the test `readme`.
+#
+#   readme.sh PROGRAM HOST:PORT FOLDER     (the server's data in FOLDER/data, the Python stubs in FOLDER; PYTHON, BUF
+#                                          as tools.sh sets them)
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+program=$(realpath "$1") address="$2" work="$3"
+mkdir -p "$work/bin" "$work/readme"
+ln -sf "$program" "$work/bin/rimstone"
+ln -sf "$BUF" "$work/bin/buf"
+export PATH="$work/bin:$PATH" RIMSTONE_SERVER="$address" PYTHONPATH="$work" NO_COLOR=1
+
+# Blocks in their order: NN.sh, NN.py. Those that build or test are what CI does anyway. What is followed for ever ends
+# here with the third record.
+awk -v folder="$work/readme" -v address="$address" -v work="$work" '
+    /^```(sh|python)$/ { name = sprintf("%s/%02d.%s", folder, ++count, $0 ~ /python/ ? "py" : "sh"); next }
+    /^```/ { name = "" }
+    name == "" { next }
+    /^cargo / || /^alias rimstone=/ { next }
+    {
+        gsub(/127\.0\.0\.1:9190/, address)
+        sub(/--data data/, "--data " work "/data")
+        sub(/--follow/, "--follow -n 3")
+        print > name
+    }
+' README.md
+
+ran=0
+for block in "$work"/readme/*; do
+    case "$block" in
+        *.sh) run=(timeout 60 bash -euo pipefail "$block") ;;
+        *.py) run=(timeout 60 "$PYTHON" "$block") ;;
+    esac
+    if ! "${run[@]}" >"$work/said" 2>&1; then
+        { echo "README.md, block ${block##*/} fails:"; cat "$block"; echo "--- it said ---"; cat "$work/said"; } >&2
+        exit 1
+    fi
+    [[ -s "$work/said" ]] || { echo "README.md, block ${block##*/} says nothing" >&2; exit 1; }
+    ran=$((ran + 1))
+done
+# A tour, a look at the files, buf, Python.
+((ran >= 4)) || { echo "README.md has only $ran blocks to run" >&2; exit 1; }
+echo "README.md: $ran blocks run"
