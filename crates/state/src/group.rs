@@ -19,6 +19,7 @@ mod membership;
 mod offsets;
 mod partitions;
 mod query;
+mod rebalance;
 mod record;
 mod state;
 #[cfg(test)]

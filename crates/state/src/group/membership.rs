@@ -1,10 +1,18 @@
-//! Joining, stopping and leaving.
+//! Joining, stopping and leaving (KIP-848's ConsumerGroupHeartbeat, taken apart), and topics that change.
 
 use std::collections::BTreeSet;
 
-use rimstone_types::{GroupEpoch, GroupName, InstanceId, MemberId, PartitionIndex, TopicName};
+use rimstone_types::{GroupEpoch, GroupName, InstanceId, MemberId, PartitionIndex, Timestamp, TopicName};
 
-use super::{GROUPS_PER_SHARD_MAX, assign::Assignor, error::GroupError, record::GroupRecord, state::Groups};
+use super::{
+    GROUPS_PER_SHARD_MAX, LABEL_BYTES_MAX, MEMBERS_MAX, TOPICS_PER_SUBSCRIPTION_MAX,
+    assign::Assignor,
+    error::{FencedBecause, GroupError},
+    partitions::Partitions,
+    rebalance::{Change, Put, release, resolve},
+    record::{AssignmentValue, GroupRecord, MemberValue},
+    state::{Decision, Group, Groups, Topics},
+};
 
 /// A member that comes, or comes back.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,7 +51,7 @@ pub struct Joined {
     /// It goes on with what it had. False: whatever it owned before is not its own any more.
     pub resumed: bool,
     /// Whose membership has ended by this: another member of the same static instance, or the member's own
-    /// earlier life under the same id. Its session has to end.
+    /// earlier life. Its session has to end, as any earlier session under the member's own id.
     pub replaced: Option<MemberId>,
 }
 
@@ -62,6 +70,198 @@ pub enum Removal {
 }
 
 impl Groups {
+    /// Takes a member in, or lets it go on.
+    ///
+    /// A new start (epoch 0) owns nothing: what an earlier life of this member held, or the other member of
+    /// the same static instance, is free, and their sessions have to end. A static member that comes back as
+    /// it was, under a new id, takes over the target and raises no epoch.
+    ///
+    /// Coming back with an epoch is accepted with the current one, and once with an earlier one of this life
+    /// (pushes may have been lost, one or several). What the member does not claim it does not read: where it
+    /// was asked to stop, that is the confirmation.
+    ///
+    /// # Errors
+    /// [`GroupError::Fenced`], [`GroupError::Limit`], [`GroupError::NoSubscription`],
+    /// [`GroupError::OtherInstance`], [`GroupError::EpochsUsedUp`].
+    pub fn join(
+        &self,
+        join: &Join,
+        topics: &dyn Topics,
+        now: Timestamp,
+    ) -> Result<Decision<Joined>, GroupError> {
+        join.check_bounds()?;
+        if join.epoch == GroupEpoch::ZERO {
+            self.start_anew(join, topics, now)
+        } else {
+            self.resume(join, topics)
+        }
+    }
+
+    fn start_anew(
+        &self,
+        join: &Join,
+        topics: &dyn Topics,
+        now: Timestamp,
+    ) -> Result<Decision<Joined>, GroupError> {
+        let nothing = Group::default();
+        let group = match self.groups.get(&join.group) {
+            Some(group) => group,
+            None => {
+                self.check_room(&join.group)?;
+                &nothing
+            }
+        };
+        let same_id = group.member(&join.member);
+        let instance = join.instance.as_ref().and_then(|instance| group.instances.get(instance));
+        let instance =
+            instance.filter(|&other| *other != join.member).and_then(|id| Some((id, group.member(id)?)));
+        if same_id.is_none() && instance.is_none() {
+            let (would_be, limit) = (group.live_count() + 1, MEMBERS_MAX);
+            if would_be > limit {
+                return Err(GroupError::Limit {
+                    group: join.group.clone(),
+                    what: "members",
+                    would_be,
+                    limit,
+                });
+            }
+        }
+        let value = join.value(now);
+        // As it was, and under an id that fences whoever was it before: nobody else needs to hear of it.
+        let unnoticed =
+            same_id.is_none() && instance.is_some_and(|(_, (_, before))| before.wants_the_same(&value));
+        let epoch = if unnoticed { group.epoch() } else { join.next_epoch(group)? };
+        let held = AssignmentValue { epoch, previous_epoch: epoch, ..AssignmentValue::default() };
+        let instance = instance.map(|(id, _)| id);
+        let put = Put { id: &join.member, value, heir_of: instance.unwrap_or(&join.member), held };
+        let change = Change::new(&join.group, group).without(instance).with(put);
+        let outcome = if unnoticed { change.within_epoch() } else { change.to_epoch(epoch, topics) };
+        let replaced = instance.or(same_id.map(|_| &join.member)).cloned();
+        let answer = Joined { epoch: outcome.epoch, resumed: false, replaced };
+        Ok(Decision { records: outcome.records, answer })
+    }
+
+    fn resume(&self, join: &Join, topics: &dyn Topics) -> Result<Decision<Joined>, GroupError> {
+        let (name, id) = (&join.group, &join.member);
+        let fenced = |because| GroupError::Fenced { group: name.clone(), member: id.clone(), because };
+        let unknown = || fenced(FencedBecause::UnknownMember);
+        let group = self.groups.get(name).ok_or_else(unknown)?;
+        let (member, before) = group.member(id).ok_or_else(unknown)?;
+        let (current, given) = (group.member_epoch(member), join.epoch);
+        let held = member.assignment.clone().unwrap_or_default();
+        if given < held.previous_epoch || given > current {
+            return Err(fenced(FencedBecause::StaleEpoch { given, current }));
+        }
+        if !join.owned.iter().all(|(topic, index)| held.holds(topic, *index)) {
+            return Err(fenced(FencedBecause::NotItsPartitions { current }));
+        }
+        if before.instance_id != join.instance {
+            let joined_as = before.instance_id.clone();
+            return Err(GroupError::OtherInstance { group: name.clone(), member: id.clone(), joined_as });
+        }
+        let claimed: BTreeSet<_> = join.owned.iter().map(|(topic, index)| (topic, *index)).collect();
+        let (stopping, stopped) = held.stopping.split(|topic, _, index| claimed.contains(&(topic, index)));
+        // Accepted once: the next time only what is answered now will do.
+        let previous_epoch = if given < current { current } else { held.previous_epoch };
+        let value = join.value(before.joined_ms);
+        let outcome = if before.wants_the_same(&value) {
+            let mut outcome = release(name, group, id, &stopped, previous_epoch);
+            if *before != value {
+                let (group, member, value) = (name.clone(), id.clone(), Some(value));
+                outcome.records.push(GroupRecord::Member { group, member, value });
+            }
+            outcome
+        } else {
+            let owned = held.owned.clone();
+            let held = AssignmentValue { epoch: current, previous_epoch, owned, stopping };
+            let change = Change::new(name, group).with(Put { id, value, heir_of: id, held });
+            change.to_epoch(join.next_epoch(group)?, topics)
+        };
+        let answer = Joined { epoch: outcome.epoch, resumed: true, replaced: None };
+        Ok(Decision { records: outcome.records, answer })
+    }
+
+    /// A member has stopped what it was asked to stop: it goes to whom the target gives it. Partitions that
+    /// the member does not hold (any more) are passed over. The answer is the member's epoch.
+    ///
+    /// # Errors
+    /// [`GroupError::Fenced`] unless it comes with the epoch that the stop was told with, and
+    /// [`GroupError::NotStopping`] for partitions that it owns and was not asked to stop.
+    pub fn confirm_stop(
+        &self,
+        name: &GroupName,
+        id: &MemberId,
+        epoch: GroupEpoch,
+        partitions: &[(TopicName, PartitionIndex)],
+    ) -> Result<Decision<GroupEpoch>, GroupError> {
+        let fenced = |because| GroupError::Fenced { group: name.clone(), member: id.clone(), because };
+        let unknown = || fenced(FencedBecause::UnknownMember);
+        let group = self.groups.get(name).ok_or_else(unknown)?;
+        let (member, _) = group.member(id).ok_or_else(unknown)?;
+        let (given, current) = (epoch, group.member_epoch(member));
+        if given != current {
+            return Err(fenced(FencedBecause::StaleEpoch { given, current }));
+        }
+        let held = member.assignment.clone().unwrap_or_default();
+        let mut stopped = Partitions::default();
+        for (topic, index) in partitions {
+            if held.owned.contains(topic, *index) {
+                let (group, member, topic) = (name.clone(), id.clone(), topic.clone());
+                return Err(GroupError::NotStopping { group, member, topic, partition: *index });
+            }
+            if let Some(of) = held.stopping.get(topic).filter(|of| of.partitions.contains(index)) {
+                stopped.insert(topic, of.id, *index);
+            }
+        }
+        let outcome = release(name, group, id, &stopped, held.previous_epoch);
+        Ok(Decision { records: outcome.records, answer: outcome.epoch })
+    }
+
+    /// Ends a membership; what the member held goes to others at once. True if there was one to end: not for
+    /// an unknown member, and not for a static one that leaves for a while.
+    pub fn remove_member(
+        &self,
+        name: &GroupName,
+        id: &MemberId,
+        why: Removal,
+        topics: &dyn Topics,
+    ) -> Decision<bool> {
+        let found = self.groups.get(name).and_then(|group| Some((group, group.member(id)?.1)));
+        let Some((group, value)) = found else { return Decision { records: Vec::new(), answer: false } };
+        if why == (Removal::Leave { for_good: false }) && value.instance_id.is_some() {
+            return Decision { records: Vec::new(), answer: false };
+        }
+        let change = Change::new(name, group).without(Some(id));
+        // With epochs used up the last one stays: nobody can join, so nobody can be mistaken for another.
+        let epoch = group.epoch().next().unwrap_or(group.epoch());
+        Decision { records: change.to_epoch(epoch, topics).records, answer: true }
+    }
+
+    /// The groups that topics have changed for: subscriptions find other topics or other numbers of
+    /// partitions, or offsets are of topics that are no more. To be asked after loading and whenever topics
+    /// change; each is then brought up to date by [`Groups::topics_changed`].
+    pub fn outdated(&self, topics: &dyn Topics) -> Vec<GroupName> {
+        let outdated =
+            |(_, group): &(_, &Group)| group.has_other_topics(topics) || group.has_lost_offsets(topics);
+        self.groups.iter().filter(outdated).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Brings a group up to date with the topics: a new epoch and target where its subscriptions find others,
+    /// and no more offsets of topics that are no more. No records if nothing has changed.
+    pub fn topics_changed(&self, name: &GroupName, topics: &dyn Topics) -> Decision<()> {
+        let Some(group) = self.groups.get(name) else { return Decision { records: Vec::new(), answer: () } };
+        let mut records = Vec::new();
+        if group.has_other_topics(topics) {
+            let epoch = group.epoch().next().unwrap_or(group.epoch());
+            records = Change::new(name, group).to_epoch(epoch, topics).records;
+        }
+        for (topic, partition) in group.lost_offsets(topics) {
+            let (group, topic) = (name.clone(), topic.clone());
+            records.push(GroupRecord::Offset { group, topic, partition, value: None });
+        }
+        Decision { records, answer: () }
+    }
+
     pub(super) fn check_room(&self, group: &GroupName) -> Result<(), GroupError> {
         let (would_be, limit) = (self.groups.len() + 1, GROUPS_PER_SHARD_MAX);
         if would_be > limit {
@@ -73,6 +273,82 @@ impl Groups {
             });
         }
         Ok(())
+    }
+}
+
+impl Group {
+    /// Whether the target was made from other topics than there are now, or records of it were lost.
+    fn has_other_topics(&self, topics: &dyn Topics) -> bool {
+        let made_from = self.meta.as_ref().map(|meta| &meta.topics);
+        let present = resolve(self.live().map(|(_, _, value)| value), topics);
+        if made_from.map_or(!present.is_empty(), |made_from| *made_from != present) {
+            return true;
+        }
+        let partitions: u64 = present.values().map(|topic| u64::from(topic.partitions)).sum();
+        let given: usize = self.live().map(|(_, member, _)| member.target.partitions.len()).sum();
+        given as u64 != partitions || self.members.values().any(|member| member.value.is_none())
+    }
+
+    fn has_lost_offsets(&self, topics: &dyn Topics) -> bool {
+        self.lost_offsets(topics).next().is_some()
+    }
+
+    /// The offsets of topics that are no more.
+    fn lost_offsets(&self, topics: &dyn Topics) -> impl Iterator<Item = (&TopicName, PartitionIndex)> {
+        self.offsets.iter().flat_map(move |(name, of)| {
+            let present = topics.get(name).map(|(id, _)| id);
+            let lost = of.iter().filter(move |(_, value)| present != Some(value.topic_id));
+            lost.map(move |(&partition, _)| (name, partition))
+        })
+    }
+}
+
+impl MemberValue {
+    /// Whether the target does not depend on which of the two it is.
+    fn wants_the_same(&self, other: &Self) -> bool {
+        self.topics == other.topics
+            && self.topic_prefix == other.topic_prefix
+            && self.assignor == other.assignor
+    }
+}
+
+impl Join {
+    fn value(&self, joined: Timestamp) -> MemberValue {
+        MemberValue {
+            instance_id: self.instance.clone(),
+            client_id: self.client_id.clone(),
+            host: self.host.clone(),
+            topics: self.topics.clone(),
+            topic_prefix: self.topic_prefix.clone(),
+            assignor: self.assignor,
+            session_timeout_ms: self.session_timeout_ms,
+            max_poll_interval_ms: self.max_poll_interval_ms,
+            joined_ms: joined,
+        }
+    }
+
+    fn next_epoch(&self, group: &Group) -> Result<GroupEpoch, GroupError> {
+        group.epoch().next().ok_or_else(|| GroupError::EpochsUsedUp { group: self.group.clone() })
+    }
+
+    fn check_bounds(&self) -> Result<(), GroupError> {
+        if self.topics.is_empty() && self.topic_prefix.is_none() {
+            let (group, member) = (self.group.clone(), self.member.clone());
+            return Err(GroupError::NoSubscription { group, member });
+        }
+        let prefix = self.topic_prefix.as_ref().map_or(0, String::len);
+        let bounds = [
+            ("topics of a subscription", self.topics.len(), TOPICS_PER_SUBSCRIPTION_MAX),
+            ("bytes of a topic prefix", prefix, LABEL_BYTES_MAX),
+            ("bytes of a client id", self.client_id.len(), LABEL_BYTES_MAX),
+            ("bytes of a host", self.host.len(), LABEL_BYTES_MAX),
+        ];
+        match bounds.into_iter().find(|&(_, would_be, limit)| would_be > limit) {
+            Some((what, would_be, limit)) => {
+                Err(GroupError::Limit { group: self.group.clone(), what, would_be, limit })
+            }
+            None => Ok(()),
+        }
     }
 }
 

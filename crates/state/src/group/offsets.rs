@@ -259,7 +259,7 @@ impl Groups {
         &'a self,
         group: &GroupName,
         topics: &'a dyn Topics,
-    ) -> impl Iterator<Item = (&'a TopicName, PartitionIndex, &'a OffsetValue)> {
+    ) -> impl Iterator<Item = (&'a TopicName, PartitionIndex, &'a OffsetValue)> + use<'a> {
         let by_topic = self.groups.get(group).into_iter().flat_map(|group| &group.offsets);
         by_topic.flat_map(move |(name, of)| {
             let present = topics.get(name).map(|(id, _)| id);
@@ -332,7 +332,7 @@ fn offset_records(
 
 /// Upper bound of what the record of an offset takes beside names and metadata: the fields' names (about 100
 /// bytes), a topic id (36), four numbers (at most 20 each), and the record's own framing (about 20).
-const OFFSET_BYTES: usize = 250;
+pub(super) const OFFSET_BYTES: usize = 250;
 
 /// The bytes of a text in JSON.
 fn escaped_bytes(text: &str) -> usize {

@@ -33,6 +33,9 @@ impl Serialize for Partitions {
 }
 
 impl Partitions {
+    /// The empty set.
+    pub const NONE: Self = Self(BTreeMap::new());
+
     /// What is in the set of a topic of this name.
     pub fn get(&self, topic: &TopicName) -> Option<&OfTopic> {
         self.0.get(topic)
@@ -102,7 +105,24 @@ impl Partitions {
         self.filtered(|name, id, partition| other.contains_id(name, id, partition))
     }
 
-    fn filtered(&self, keep: impl Fn(&TopicName, TopicId, PartitionIndex) -> bool) -> Self {
+    /// What is to be kept, and the rest.
+    pub(super) fn split(&self, keep: impl Fn(&TopicName, TopicId, PartitionIndex) -> bool) -> (Self, Self) {
+        (self.filtered(&keep), self.filtered(|name, id, partition| !keep(name, id, partition)))
+    }
+
+    /// Adds what is in `other`. Where it has partitions of another topic of one name, they go by this set's
+    /// topic: to hold a partition is to hold its name.
+    pub(super) fn absorb(&mut self, other: &Self) {
+        for (name, of) in other.topics() {
+            match self.0.get_mut(name) {
+                Some(mine) => mine.partitions.extend(&of.partitions),
+                None => drop(self.0.insert(name.clone(), of.clone())),
+            }
+        }
+    }
+
+    /// What of this set is to be kept.
+    pub(super) fn filtered(&self, keep: impl Fn(&TopicName, TopicId, PartitionIndex) -> bool) -> Self {
         let topics = self.0.iter().filter_map(|(name, of)| {
             let partitions: BTreeSet<_> =
                 of.partitions.iter().copied().filter(|&partition| keep(name, of.id, partition)).collect();

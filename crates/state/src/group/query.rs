@@ -90,7 +90,10 @@ impl Groups {
     }
 
     /// The members of a group, in order of their ids.
-    pub fn members<'a>(&'a self, group: &GroupName) -> impl Iterator<Item = (&'a MemberId, &'a MemberValue)> {
+    pub fn members<'a>(
+        &'a self,
+        group: &GroupName,
+    ) -> impl Iterator<Item = (&'a MemberId, &'a MemberValue)> + use<'a> {
         let members = self.groups.get(group).into_iter().flat_map(Group::live);
         members.map(|(id, _, value)| (id, value))
     }

@@ -68,6 +68,10 @@ pub(super) struct Member {
 pub(super) struct ByPartition(BTreeMap<TopicName, BTreeMap<PartitionIndex, MemberId>>);
 
 impl ByPartition {
+    pub(super) fn get(&self, topic: &TopicName, partition: PartitionIndex) -> Option<&MemberId> {
+        self.0.get(topic)?.get(&partition)
+    }
+
     /// Takes away what is the member's. What another member was given since is left alone: records of one
     /// decision come in any order.
     fn release(&mut self, member: &MemberId, partitions: &Partitions) {
@@ -111,6 +115,12 @@ impl Group {
     /// The members, without remains of such.
     pub(super) fn live(&self) -> impl Iterator<Item = (&MemberId, &Member, &MemberValue)> {
         self.members.iter().filter_map(|(id, member)| Some((id, member, member.value.as_ref()?)))
+    }
+
+    /// A member, with what it said when it joined.
+    pub(super) fn member(&self, id: &MemberId) -> Option<(&Member, &MemberValue)> {
+        let member = self.members.get(id)?;
+        Some((member, member.value.as_ref()?))
     }
 
     pub(super) fn live_count(&self) -> usize {

@@ -1,1 +1,5 @@
+mod assign;
+mod common;
+mod membership;
+mod offsets;
 mod records;
