@@ -21,6 +21,7 @@ use crate::{
     config::BrokerConfig,
     error::{Failure, Reason, ShuttingDown},
     groups::CommitTable,
+    lag::LagTable,
     limits::Limits,
     metrics::Metrics,
     producer_ids::Producers,
@@ -52,6 +53,8 @@ pub(crate) struct Inner {
     /// Durable commits and owners of groups.
     #[allow(dead_code)] // read by lag, which comes next
     pub(crate) commits: CommitTable,
+    /// What was counted from each commit.
+    pub(crate) lag: LagTable,
     /// Every mutation of the catalog holds it from the decision until the tables say the same.
     pub(crate) catalog: tokio::sync::Mutex<Catalog>,
     pub(crate) budget: Budget,

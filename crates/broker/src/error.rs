@@ -296,6 +296,18 @@ failures_of! {
 }
 
 failures_of! {
+    /// Why lag was not told.
+    LagError {
+        /// There is no such topic.
+        NotFound(TopicNotFound),
+        /// A bound on the request or on its answer.
+        Limit(LimitReached),
+        /// The server stops.
+        ShuttingDown(ShuttingDown),
+    }
+}
+
+failures_of! {
     /// Why no producer id was given out.
     InitProducerError {
         /// There is no such topic.

@@ -14,6 +14,7 @@ mod decode;
 mod error;
 mod fetch;
 mod groups;
+mod lag;
 mod limits;
 mod metrics;
 mod offsets;
@@ -35,13 +36,14 @@ pub use decode::{Decoded, StoredRecord, decode};
 pub use error::{
     AlterTopicError, BatchCorrupt, BatchTooLarge, CatalogError, CatalogUnreadable, CreateTopicError,
     DeleteProducerError, DeleteRecordsError, DeleteTopicError, Details, Failure, FetchError, FewerPartitions,
-    IdUnknown, InitProducerError, InvalidRequest, KeyRequired, LimitReached, ListOffsetsError, NoRoom,
-    OutOfRange, PartitionAppendError, PartitionNotFound, PartitionReadError, PartitionUnavailable,
+    IdUnknown, InitProducerError, InvalidRequest, KeyRequired, LagError, LimitReached, ListOffsetsError,
+    NoRoom, OutOfRange, PartitionAppendError, PartitionNotFound, PartitionReadError, PartitionUnavailable,
     ProduceError, ProducerFenced, ProducerNotFound, ProducerStateError, ReadError, Reason, RecordTooLarge,
     ResendFirst, ReserveError, ReservedName, ShuttingDown, StartError, SubmitRefused, TimestampTooFar,
     TopicExists, TopicNotFound, Undecodable,
 };
 pub use fetch::{FetchAnswer, FetchPartition, FetchRequest, Fetched, FetchedPartition};
+pub use lag::{LagReport, LagRequest, LagUnknown, MeasuredLag, PartitionLag, PartitionOwner, TopicSum};
 pub use limits::Limits;
 pub use offsets::{FoundOffset, OffsetQuery, PartitionOffset};
 pub use produce::{

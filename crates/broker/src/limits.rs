@@ -47,6 +47,8 @@ pub struct Limits {
     pub readers: usize,
     /// Producers in one answer to a listing.
     pub listed_producers: usize,
+    /// Partitions, of all groups together, in one answer of lag: about 100 bytes each.
+    pub lag_partitions: usize,
 }
 
 impl Default for Limits {
@@ -71,6 +73,7 @@ impl Default for Limits {
             fetch_wait: Duration::from_secs(60),
             readers: 1_000,
             listed_producers: 10_000,
+            lag_partitions: 100_000,
         }
     }
 }

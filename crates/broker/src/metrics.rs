@@ -1,6 +1,7 @@
 //! What the broker counts, as classic Prometheus text. Not here: the HTTP that serves it (`rimstone-web`).
 
 mod collector;
+mod lag;
 
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Registry, TextEncoder};
 use rimstone_store::ReadBatch;

@@ -28,7 +28,7 @@ use rimstone_types::{
 use crate::*;
 
 /// A test that waits longer than this waits for something that does not come.
-const DEADLINE: Duration = Duration::from_secs(20);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Waits for something that must come.
 pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
@@ -51,6 +51,18 @@ pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
 /// A clock that stands still until it is moved.
 #[derive(Debug)]
 pub(crate) struct ManualClock(pub(crate) AtomicI64);
+
+impl Default for ManualClock {
+    fn default() -> Self {
+        Self(AtomicI64::new(1_700_000_000_000))
+    }
+}
+
+impl ManualClock {
+    pub(crate) fn advance(&self, millis: i64) {
+        self.0.fetch_add(millis, Ordering::Relaxed);
+    }
+}
 
 impl Clock for ManualClock {
     fn now(&self) -> Timestamp {
@@ -79,6 +91,8 @@ pub(crate) struct Script {
     pub(crate) after_read: Option<Append>,
     /// How often it was read.
     pub(crate) reads: u32,
+    /// How often something was counted or looked up in it.
+    pub(crate) look_ups: u32,
     /// What maintenance answers.
     pub(crate) maintained: Maintained,
     maintained_at: Vec<Timestamp>,
@@ -205,6 +219,16 @@ impl Storage for Faulty {
     }
 }
 
+impl FaultyPartition {
+    /// Counts a look-up; what reads are to fail with, it fails with too.
+    fn look_up(&self) -> Option<ReadError> {
+        let mut scripts = self.scripts.lock();
+        let script = scripts.entry(self.id).or_default();
+        script.look_ups += 1;
+        script.read_error.clone()
+    }
+}
+
 impl PartitionStore for FaultyPartition {
     fn submit(&self, append: Append) -> Result<AppendTicket, Backpressure> {
         let mut scripts = self.scripts.lock();
@@ -223,6 +247,10 @@ impl PartitionStore for FaultyPartition {
 
     fn ends(&self) -> LogEnds {
         self.inner.ends()
+    }
+
+    fn generation(&self) -> u64 {
+        self.inner.generation()
     }
 
     fn subscribe(&self, waiter: &Waiter) {
@@ -253,7 +281,10 @@ impl PartitionStore for FaultyPartition {
     }
 
     fn offset_for_time(&self, at: Timestamp) -> BoxFuture<'_, Result<Option<OffsetAt>, ReadError>> {
-        self.inner.offset_for_time(at)
+        match self.look_up() {
+            Some(error) => ready(Err(error)).boxed(),
+            None => self.inner.offset_for_time(at),
+        }
     }
 
     fn offset_of_max_time(&self) -> BoxFuture<'_, Result<Option<OffsetAt>, ReadError>> {
@@ -261,11 +292,17 @@ impl PartitionStore for FaultyPartition {
     }
 
     fn count(&self, from: Offset, to: Offset) -> BoxFuture<'_, Result<RecordCount, ReadError>> {
-        self.inner.count(from, to)
+        match self.look_up() {
+            Some(error) => ready(Err(error)).boxed(),
+            None => self.inner.count(from, to),
+        }
     }
 
     fn append_time_at(&self, offset: Offset) -> BoxFuture<'_, Result<Option<Timestamp>, ReadError>> {
-        self.inner.append_time_at(offset)
+        match self.look_up() {
+            Some(error) => ready(Err(error)).boxed(),
+            None => self.inner.append_time_at(offset),
+        }
     }
 
     fn trim(&self, start: Offset) -> BoxFuture<'_, Result<Offset, StoreError>> {
@@ -330,7 +367,7 @@ impl Fixture {
     }
 
     pub(crate) async fn over(store: Arc<Faulty>, config: BrokerConfig) -> Self {
-        let clock = Arc::new(ManualClock(AtomicI64::new(1_700_000_000_000)));
+        let clock = Arc::new(ManualClock::default());
         let broker = Broker::start(store.clone(), config, clock.clone()).await.expect("it starts");
         Self { broker, store, clock }
     }

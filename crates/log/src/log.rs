@@ -40,6 +40,8 @@ use crate::{
 pub(crate) struct Shared {
     pub(crate) id: PartitionId,
     pub(crate) segments: ArcSwap<Vec<Arc<Segment>>>,
+    /// Goes up when compaction has put other segments in the place of some, after that.
+    pub(crate) generation: AtomicU64,
     pub(crate) start: AtomicU64,
     pub(crate) durable: AtomicU64,
     pub(crate) written: AtomicU64,
@@ -137,6 +139,7 @@ impl Log {
         let shared = Shared {
             id,
             segments: ArcSwap::from_pointee(found.segments),
+            generation: AtomicU64::new(0),
             start: AtomicU64::new(found.start.get()),
             durable: AtomicU64::new(end),
             written: AtomicU64::new(end),

@@ -81,6 +81,11 @@ impl LogReader {
         LogEnds { start, stable: durable, durable, written }
     }
 
+    /// Another number whenever compaction has put other segments in the place of some.
+    pub fn generation(&self) -> u64 {
+        self.0.generation.load(Ordering::Acquire)
+    }
+
     /// Log start.
     pub fn start(&self) -> Offset {
         self.ends().start

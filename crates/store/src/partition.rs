@@ -27,6 +27,10 @@ pub trait PartitionStore: Send + Sync + std::fmt::Debug {
     /// An atomic snapshot: `start <= stable <= durable <= written`.
     fn ends(&self) -> LogEnds;
 
+    /// Another number whenever records between log start and the end have gone, by compaction: what was counted
+    /// under an earlier one may be wrong now. Costs nothing.
+    fn generation(&self) -> u64;
+
     /// Calls the waiter whenever the visible end moves, and when the partition is closed or deleted.
     /// Lasts until the waiter is dropped. One waiter can span many partitions.
     fn subscribe(&self, waiter: &Waiter);

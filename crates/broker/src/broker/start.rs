@@ -19,6 +19,7 @@ use crate::{
     config::BrokerConfig,
     error::StartError,
     groups::CommitTable,
+    lag::LagTable,
     metrics::{Metrics, StateCollector},
     producer_ids::Producers,
     reserve::Budget,
@@ -69,6 +70,7 @@ impl Broker {
             topics,
             producers: Producers::new(loaded.producers, loaded.ids),
             commits: CommitTable::default(),
+            lag: LagTable::default(),
             sessions: Sessions::new(limits.sessions, limits.open_requests_per_producer),
             catalog: tokio::sync::Mutex::new(catalog),
             budget: Budget::new(limits.in_flight),
@@ -84,6 +86,7 @@ impl Broker {
             clock,
         });
         inner.metrics.collect_from(StateCollector(Arc::downgrade(&inner)));
+        inner.tasks.spawn(Arc::clone(&inner).keep_lag());
         let every = inner.config.maintenance_interval;
         if !every.is_zero() {
             inner.tasks.spawn(Arc::clone(&inner).run_maintenance(every));

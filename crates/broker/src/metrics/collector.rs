@@ -25,6 +25,7 @@ impl Collector for StateCollector {
         let mut families = server(&inner);
         families.extend(partitions(&inner));
         families.extend(store(&inner.storage.statistics()));
+        families.extend(super::lag::families(&inner));
         families
     }
 }
@@ -211,7 +212,7 @@ fn gauge(name: &str, help: &str, value: f64) -> MetricFamily {
     family(name, help, MetricType::GAUGE, vec![gauge_of(&[], value)])
 }
 
-fn gauge_of(labels: &[(&str, &str)], value: f64) -> Metric {
+pub(super) fn gauge_of(labels: &[(&str, &str)], value: f64) -> Metric {
     let label = |(name, value): &(&str, &str)| {
         let mut label = LabelPair::default();
         label.set_name((*name).to_owned());
@@ -225,7 +226,7 @@ fn gauge_of(labels: &[(&str, &str)], value: f64) -> Metric {
     metric
 }
 
-fn family(name: &str, help: &str, kind: MetricType, metrics: Vec<Metric>) -> MetricFamily {
+pub(super) fn family(name: &str, help: &str, kind: MetricType, metrics: Vec<Metric>) -> MetricFamily {
     let mut family = MetricFamily::default();
     family.set_name(name.to_owned());
     family.set_help(help.to_owned());

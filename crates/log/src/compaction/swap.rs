@@ -1,6 +1,10 @@
 //! Where a pass touches the log: what it may work on, and putting a group that is written in place of the old one.
 
-use std::{collections::HashSet, path::PathBuf, sync::Arc};
+use std::{
+    collections::HashSet,
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering},
+};
 
 use rimstone_types::{Offset, Timestamp};
 
@@ -164,6 +168,8 @@ impl Log {
         let mut segments = Vec::clone(&self.shared.segments.load());
         segments.splice(first..first + replaced.replaces.len(), [Arc::clone(&replaced.segment)]);
         self.shared.segments.store(Arc::new(segments));
+        // Behind the segments: who reads the number before them counts again.
+        self.shared.generation.fetch_add(1, Ordering::Release);
     }
 
     fn find(&self, group: &[Arc<Segment>]) -> Option<usize> {

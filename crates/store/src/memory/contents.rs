@@ -19,6 +19,8 @@ const SHARE_PER_PASS: usize = 4;
 pub(super) struct Contents {
     pub(super) config: PartitionConfig,
     pub(super) producers: ProducerTable,
+    /// Goes up when compaction has taken records.
+    pub(super) generation: u64,
     batches: VecDeque<ReadBatch>,
     /// Oldest first, never empty; the last one is active.
     segments: VecDeque<Segment>,
@@ -56,6 +58,7 @@ impl Contents {
         Self {
             config,
             producers: ProducerTable::new(ProducerLimits::default()),
+            generation: 0,
             batches: VecDeque::new(),
             segments: VecDeque::from([Segment::new(Offset::ZERO)]),
             start: Offset::ZERO,

@@ -121,6 +121,10 @@ impl PartitionStore for MemoryPartition {
         self.contents.lock().ends()
     }
 
+    fn generation(&self) -> u64 {
+        self.contents.lock().generation
+    }
+
     fn subscribe(&self, waiter: &Waiter) {
         self.waiters.add(waiter);
         if !self.is_open() {

@@ -81,8 +81,8 @@ impl LocalPartition {
         result.map_err(|error| self.read_error(error))
     }
 
-    /// Runs a look-up over several segments on a log whose start stays where it is meanwhile: if it moved, segments
-    /// may have gone under the look-up, and it is made again over what is left.
+    /// Runs a look-up over several segments on a log whose start stays where it is meanwhile, and that is not
+    /// compacted: otherwise segments may have gone under the look-up, and it is made again over what is left.
     async fn settled<T: Send + 'static, F>(
         self: &Arc<Self>,
         look_up: impl Fn(LogEnds) -> F,
@@ -91,9 +91,10 @@ impl LocalPartition {
         F: Fn(&LogReader, Access) -> Result<T, LogReadError> + Send + 'static,
     {
         loop {
+            let generation = self.reader.generation();
             let ends = self.ends();
             let result = self.with_reader(look_up(ends)).await;
-            if self.reader.start() == ends.start {
+            if self.reader.start() == ends.start && self.reader.generation() == generation {
                 return result;
             }
         }
@@ -193,6 +194,10 @@ impl PartitionStore for Arc<LocalPartition> {
             return LogEnds { stable: ends.written, durable: ends.written, ..ends };
         }
         ends
+    }
+
+    fn generation(&self) -> u64 {
+        self.reader.generation()
     }
 
     fn subscribe(&self, waiter: &Waiter) {
