@@ -285,6 +285,7 @@ fn broker(values: &Values<'_>) -> BrokerConfig {
         // Filled by `topic_defaults`, which can refuse.
         topic_defaults: TopicSettings::default(),
         maintenance_interval: values.duration("storage.maintenance_interval"),
+        lag_per_partition: values.flag("metrics.lag_per_partition"),
         limits: Limits {
             topics: values.count("limits.topics"),
             partitions: values.count("limits.partitions"),
@@ -305,6 +306,7 @@ fn broker(values: &Values<'_>) -> BrokerConfig {
             fetch_wait: values.duration("limits.fetch_wait"),
             readers: values.count("limits.readers"),
             listed_producers: values.count("limits.listed_producers"),
+            lag_partitions: values.count("limits.lag_partitions"),
         },
     }
 }

@@ -50,6 +50,7 @@ pub(crate) fn all() -> Vec<Setting> {
     add("limits", &door_limits());
     add("limits", &broker_limits());
     add("topic_defaults", &topic_defaults());
+    add("metrics", &metrics());
     add("log", &log());
     settings
 }
@@ -150,7 +151,7 @@ fn door_limits() -> [Row; 7] {
     ]
 }
 
-fn broker_limits() -> [Row; 19] {
+fn broker_limits() -> [Row; 20] {
     [
         ("topics", count(1, 1_000_000), "10000", "Topics of this server"),
         ("partitions", count(1, 1_000_000), "10000", "Partitions over all topics"),
@@ -226,6 +227,12 @@ fn broker_limits() -> [Row; 19] {
         ),
         ("readers", count(1, 100_000), "1000", "Read streams at one time"),
         ("listed_producers", count(1, 1_000_000), "10000", "Producers in one answer to a listing"),
+        (
+            "lag_partitions",
+            count(1, 1_000_000),
+            "100000",
+            "Partitions, of all groups together, in one answer of lag",
+        ),
     ]
 }
 
@@ -284,6 +291,15 @@ fn topic_defaults() -> [Row; 11] {
             "The age at which a segment is rolled, milliseconds from 1000",
         ),
     ]
+}
+
+fn metrics() -> [Row; 1] {
+    [(
+        "lag_per_partition",
+        Kind::Flag,
+        "false",
+        "Series of lag for each partition of each group too, not only for each topic: many series",
+    )]
 }
 
 fn log() -> [Row; 3] {
