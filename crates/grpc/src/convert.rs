@@ -5,8 +5,8 @@ use rimstone_broker::{ProducerPartition, ProducerState, ReadBatch, Reason, Store
 use rimstone_proto::v1;
 use rimstone_record::Header;
 use rimstone_types::{
-    InvalidName, LogEnds, Numbering, Offset, ProducerEpoch, ProducerId, ProducerName, RequestNumber,
-    TopicName,
+    GroupName, InvalidName, LogEnds, Numbering, Offset, ProducerEpoch, ProducerId, ProducerName,
+    RequestNumber, TopicName,
 };
 
 use crate::refusal::Refusal;
@@ -17,6 +17,14 @@ pub(crate) fn topic_name(name: &str) -> Result<TopicName, Refusal> {
 
 pub(crate) fn topic_names(names: &[String]) -> Result<Vec<TopicName>, Refusal> {
     names.iter().map(|name| topic_name(name)).collect()
+}
+
+pub(crate) fn group_name(name: &str) -> Result<GroupName, Refusal> {
+    name.parse().map_err(|error| invalid_name("group", error))
+}
+
+pub(crate) fn group_names(names: &[String]) -> Result<Vec<GroupName>, Refusal> {
+    names.iter().map(|name| group_name(name)).collect()
 }
 
 pub(crate) fn producer_name(name: &str) -> Result<ProducerName, Refusal> {

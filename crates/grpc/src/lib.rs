@@ -10,6 +10,7 @@ mod consume;
 mod convert;
 mod door;
 mod explain;
+mod lag;
 mod options;
 mod produce;
 mod receive;

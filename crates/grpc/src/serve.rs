@@ -18,16 +18,18 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use tower::util::{MapRequestLayer, MapResponseLayer};
 
 use crate::{
-    admin::Admin, connection, consume::Consume, door::Door, explain::explain, options::GrpcOptions,
+    admin::Admin, connection, consume::Consume, door::Door, explain::explain, lag::Lag, options::GrpcOptions,
     produce::Produce, receive::Receive,
 };
 
 type ProduceServer = v1::produce_service_server::ProduceServiceServer<Produce>;
 type ConsumeServer = v1::consume_service_server::ConsumeServiceServer<Consume>;
+type LagServer = v1::lag_service_server::LagServiceServer<Lag>;
 type AdminServer = v1::admin_service_server::AdminServiceServer<Admin>;
 
 /// The services whose health is told one by one; the empty name is the server as a whole.
-const SERVICES: [&str; 4] = ["", ProduceServer::NAME, ConsumeServer::NAME, AdminServer::NAME];
+const SERVICES: [&str; 5] =
+    ["", ProduceServer::NAME, ConsumeServer::NAME, LagServer::NAME, AdminServer::NAME];
 
 /// Bytes that one call may be ahead of its reader: about one batch of the default size, so that one batch
 /// comes in without waiting for the other side.
@@ -145,11 +147,15 @@ fn routes(broker: Broker, facts: ServerFacts, options: &GrpcOptions) -> Result<R
     let consume = ConsumeServer::new(Consume::new(door.clone()))
         .max_decoding_message_size(in_max)
         .max_encoding_message_size(out_max);
+    let lag = LagServer::new(Lag::new(door.clone()))
+        .max_decoding_message_size(in_max)
+        .max_encoding_message_size(out_max);
     let admin = AdminServer::new(Admin::new(door, facts))
         .max_decoding_message_size(in_max)
         .max_encoding_message_size(out_max);
     Ok(Routes::new(produce)
         .add_service(consume)
+        .add_service(lag)
         .add_service(admin)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?))

@@ -14,8 +14,12 @@ use tonic_reflection::pb::v1::{
 
 use crate::support::{Server, assert_refused, config, server, server_with, soon};
 
-const SERVICES: [&str; 3] =
-    ["rimstone.v1.ProduceService", "rimstone.v1.ConsumeService", "rimstone.v1.AdminService"];
+const SERVICES: [&str; 4] = [
+    "rimstone.v1.ProduceService",
+    "rimstone.v1.ConsumeService",
+    "rimstone.v1.LagService",
+    "rimstone.v1.AdminService",
+];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn health_is_told_per_service() {
