@@ -56,5 +56,5 @@ fn refused(error: ConfigError) -> Failure {
         matches!(&error.problems[..], [rimstone_server::Problem::File { path, .. }] if !path.exists());
     let exit = if missing { Exit::NotFound } else { Exit::Usage };
     let lines: Vec<_> = error.problems.iter().map(ToString::to_string).collect();
-    Failure::new(exit, lines.join("\n       ")).hint("all settings with their bounds: rimstone config check")
+    Failure::new(exit, lines.join("\n       "))
 }

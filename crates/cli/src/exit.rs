@@ -1,6 +1,6 @@
 //! How a command ends: exit codes, and errors as one clear line with hints. The table of codes is in `--help`.
 
-use std::{fmt, io};
+use std::{error::Error, fmt, io};
 
 use rimstone_client::{ClientError, Code, reason};
 
@@ -132,13 +132,33 @@ impl From<ClientError> for Failure {
             reason::OFFSET_OUT_OF_RANGE => {
                 failure.hint("--from earliest reads from the first record there is")
             }
-            "TIMESTAMP_TOO_FAR" => failure.hint(format!(
+            "TIMESTAMP_TOO_FAR" if is_future(&error) => failure.hint(format!(
                 "allow it with: rimstone topic alter {topic} --set message.timestamp.after.max.ms=..."
             )),
             reason::PRODUCER_FENCED => failure.hint("another producer of the same --name has begun"),
             _ => failure,
         }
     }
+}
+
+/// Whether a create time was refused for lying in the future, which a topic can allow.
+fn is_future(error: &ClientError) -> bool {
+    let millis = |key: &str| error.metadata.get(key)?.parse::<i64>().ok();
+    millis("create_time_ms").zip(millis("latest_ms")).is_some_and(|(given, latest)| given > latest)
+}
+
+/// An error with its causes, each said once: some say their cause themselves.
+pub(crate) fn with_causes(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        cause = error.source();
+    }
+    text
 }
 
 /// A message on one line, however it was laid out.
@@ -185,6 +205,28 @@ mod tests {
             "{:?}",
             failure.hints
         );
+    }
+
+    #[test]
+    fn every_cause_is_said_once() {
+        #[derive(Debug)]
+        struct Outer(&'static str, io::Error);
+        impl fmt::Display for Outer {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.0)
+            }
+        }
+        impl Error for Outer {
+            fn source(&self) -> Option<&(dyn Error + 'static)> {
+                Some(&self.1)
+            }
+        }
+        for (outer, said) in [
+            ("cannot listen", "cannot listen: permission denied"),
+            ("cannot listen: permission denied; low port", "cannot listen: permission denied; low port"),
+        ] {
+            assert_eq!(with_causes(&Outer(outer, io::Error::other("permission denied"))), said);
+        }
     }
 
     #[test]

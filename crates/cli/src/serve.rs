@@ -13,7 +13,7 @@ use rimstone_server::{Ended, StartedServer, init_telemetry, run};
 
 use crate::{
     config,
-    exit::{Exit, Failure, Outcome},
+    exit::{Exit, Failure, Outcome, with_causes},
     global::Global,
 };
 
@@ -25,10 +25,10 @@ pub(crate) struct Serve {
     data: Option<PathBuf>,
     /// Where gRPC listens [default: 127.0.0.1:9190]; port 0 takes a free one
     #[arg(long, visible_alias = "grpc", value_name = "ADDRESS")]
-    listen: Option<SocketAddr>,
+    listen: Option<String>,
     /// Where the web pages (/metrics, /livez, /readyz) listen [default: 127.0.0.1:9180]
     #[arg(long, value_name = "ADDRESS")]
-    web: Option<SocketAddr>,
+    web: Option<String>,
     /// Keeps everything in memory and forgets it at the end
     #[arg(long, conflicts_with = "data")]
     memory: bool,
@@ -42,13 +42,14 @@ pub(crate) struct Serve {
 
 impl Serve {
     pub(crate) async fn run(self, global: &Global) -> Outcome {
-        let config = config::load(self.config.as_deref(), &self.overrides(global)?)?;
-        init_telemetry(&config.log).map_err(|error| Failure::usage(format!("{error:#}")))?;
+        let config = config::load(self.config.as_deref(), &self.overrides(global)?)
+            .map_err(|failure| failure.hint("all settings with their bounds: rimstone config check"))?;
+        init_telemetry(&config.log).map_err(|error| Failure::usage(with_causes(error.as_ref())))?;
         match run(config, banner).await {
             Ok(Ended::Clean) => Ok(()),
             // Tasks are still running; nobody waits for them.
             Ok(Ended::AtOnce) => process::exit(Exit::Interrupted as i32),
-            Err(error) => Err(Failure::failed(format!("{error:#}"))),
+            Err(error) => Err(Failure::failed(with_causes(error.as_ref()))),
         }
     }
 
@@ -60,11 +61,11 @@ impl Serve {
             let data = data.to_str().ok_or_else(|| Failure::usage("--data is not UTF-8"))?;
             set("storage.data_directory", data.to_owned());
         }
-        if let Some(address) = self.listen {
-            set("server.grpc_address", address.to_string());
+        if let Some(address) = &self.listen {
+            set("server.grpc_address", address.clone());
         }
-        if let Some(address) = self.web {
-            set("server.web_address", address.to_string());
+        if let Some(address) = &self.web {
+            set("server.web_address", address.clone());
         }
         if self.memory {
             set("storage.backend", "memory".to_owned());
@@ -79,7 +80,7 @@ impl Serve {
     }
 }
 
-/// Says where the server is and what to type next. On standard output: whoever starts a server on port 0
+/// Says where the server is and, as long as there are no topics, what to type next. On standard output: whoever starts a server on port 0
 /// reads its ports here.
 fn banner(server: &StartedServer) {
     let (topics, partitions) = server.contents();
@@ -89,22 +90,13 @@ fn banner(server: &StartedServer) {
     };
     let sync = server.sync_method();
     let grpc = server.grpc_address();
-    let elsewhere = if format!("http://{grpc}") == DEFAULT_ENDPOINT {
-        String::new()
-    } else {
-        format!(" --server {grpc}")
-    };
-    let me = std::env::args().next().unwrap_or_else(|| "rimstone".to_owned());
+    let next = if topics == 0 { next_steps(grpc) } else { String::new() };
     let text = format!(
         "Rimstone {version}\n  \
          gRPC   {grpc}\n  \
          web    http://{web}  (/metrics /livez /readyz)\n  \
          data   {data}\n  \
-         sync   {name}: {reason}\n\
-         Type next:\n  \
-         {me}{elsewhere} topic create visits --partitions 6\n  \
-         echo 'hello' | {me}{elsewhere} produce visits\n  \
-         {me}{elsewhere} consume visits\n",
+         sync   {name}: {reason}\n{next}",
         version = env!("CARGO_PKG_VERSION"),
         web = server.web_address(),
         name = sync.name,
@@ -113,4 +105,20 @@ fn banner(server: &StartedServer) {
     let mut out = io::stdout().lock();
     // A server whose output nobody reads serves all the same.
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+/// What to type at a server without topics.
+fn next_steps(grpc: SocketAddr) -> String {
+    let elsewhere = if format!("http://{grpc}") == DEFAULT_ENDPOINT {
+        String::new()
+    } else {
+        format!(" --server {grpc}")
+    };
+    let me = std::env::args().next().unwrap_or_else(|| "rimstone".to_owned());
+    format!(
+        "Type next:\n  \
+         {me}{elsewhere} topic create visits --partitions 6\n  \
+         echo 'hello' | {me}{elsewhere} produce visits\n  \
+         {me}{elsewhere} consume visits\n"
+    )
 }

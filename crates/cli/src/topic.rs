@@ -248,7 +248,14 @@ impl DeleteRecords {
         if before.is_empty() {
             return Err(Failure::new(Exit::NotFound, "no partition has a record at or after that time"));
         }
-        let starts = admin.delete_records(&self.topic, &before).await?;
+        let starts = admin.delete_records(&self.topic, &before).await.map_err(|error| {
+            let outside = error.is(rimstone_client::reason::OFFSET_OUT_OF_RANGE);
+            let mut failure = Failure::from(error);
+            if outside {
+                failure.hints = vec!["--before latest deletes everything that is there now".to_owned()];
+            }
+            failure
+        })?;
         let rows: Vec<_> =
             starts.iter().map(|(partition, start)| [partition.to_string(), start.to_string()]).collect();
         Ok(table(["PARTITION", "START"], &rows)?)

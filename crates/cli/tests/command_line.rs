@@ -69,6 +69,19 @@ fn what_is_not_there_ends_with_3() {
     assert!(err.contains("/nowhere/access.log"), "{err}");
     let (code, _, err) = run(&["config", "check", "--config", "/nowhere/rimstone.toml"]);
     assert_eq!(code, 3, "{err}");
+    assert!(!err.contains("config check"), "it is what was typed: {err}");
+}
+
+#[test]
+fn a_server_that_cannot_listen_says_why_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().join("data");
+    let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let busy = format!("localhost:{}", held.local_addr().unwrap().port());
+    let serve = ["serve", "--data", data.to_str().unwrap(), "--listen", &busy, "--web", "127.0.0.1:0"];
+    let (code, _, err) = run(&serve);
+    assert_eq!(code, 1, "{err}");
+    assert_eq!(err.matches("Address already in use").count(), 1, "{err}");
 }
 
 #[test]

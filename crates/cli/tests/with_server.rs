@@ -39,6 +39,8 @@ fn a_topic_from_its_making_to_its_end() {
     let starts = server.ok(&["topic", "delete-records", "visits", "--before", "2", "--partition", "1"]);
     assert!(starts.lines().any(|line| line.split_whitespace().eq(["1", "2"])), "{starts}");
     assert_eq!(server.ok(&["consume", "visits"]), "c\n");
+    let (_, _, err) = server.run(&["topic", "delete-records", "visits", "--before", "9", "--partition", "1"]);
+    assert!(err.contains("--before latest") && !err.contains("--from"), "{err}");
     server.ok(&["topic", "delete", "visits"]);
     let (code, _, err) = server.run(&["consume", "visits"]);
     assert_eq!(code, 3, "{err}");
@@ -116,6 +118,7 @@ fn what_is_wrong_with_a_line_is_told_with_its_number() {
     );
     assert_eq!(code, 1, "{err}");
     assert!(err.contains("line 1 is not stored") || err.contains("line 3 is not stored"), "{err}");
+    assert!(err.contains("go on with --skip 2") || err.contains("nothing is stored"), "{err}");
 }
 
 #[test]
@@ -212,6 +215,35 @@ fn named_producers_are_listed_fenced_and_forgotten() {
     server.ok(&["producers", "delete", "importer"]);
     let (code, _, err) = server.run(&["producers", "delete", "importer"]);
     assert_eq!(code, 3, "{err}");
+}
+
+#[test]
+fn the_banner_says_what_to_type_as_long_as_there_is_nothing() {
+    let (directory, server) = started();
+    let banner = |data: &str| {
+        let data = directory.path().join(data);
+        let mut child = rimstone(&["serve", "--listen", "localhost:0", "--web", "localhost:0", "--data"])
+            .arg(data)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        let mut banner = String::new();
+        while !banner.contains("  sync ") {
+            assert_ne!(out.read_line(&mut banner).unwrap(), 0, "{banner}");
+        }
+        signal(&child, "INT");
+        out.read_to_string(&mut banner).unwrap();
+        assert!(child.wait().unwrap().success());
+        banner
+    };
+    let new = banner("new");
+    assert!(new.contains("topic create visits"), "{new}");
+    server.ok(&["topic", "create", "visits"]);
+    drop(server);
+    let old = banner("data");
+    assert!(old.contains("(1 topics, 1 partitions)") && !old.contains("Type next"), "{old}");
 }
 
 #[test]

@@ -167,8 +167,8 @@ pub enum BatchError {
         /// The highest time of the records.
         real: Timestamp,
     },
-    /// A create time is too far in the future.
-    #[error("record {index} has the create time {time}; the latest allowed is {latest}")]
+    /// A create time is too far in the future, or before the year 0.
+    #[error("record {index} has the create time {time}; allowed is {} to {latest}", Timestamp::YEAR_0)]
     TimestampTooFar {
         /// Which record, from 0.
         index: u32,

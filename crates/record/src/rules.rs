@@ -14,7 +14,7 @@ use crate::{
 pub struct RecordRules {
     /// Every record needs a key (compacted topics).
     pub require_keys: bool,
-    /// The latest create time allowed.
+    /// The latest create time allowed; the earliest is then [`Timestamp::YEAR_0`].
     pub create_time_max: Option<Timestamp>,
 }
 
@@ -71,7 +71,7 @@ impl Batch {
                 return Err(BatchError::KeyMissing { index });
             }
             if let Some(latest) = rules.create_time_max
-                && record.timestamp > latest
+                && !(Timestamp::YEAR_0..=latest).contains(&record.timestamp)
             {
                 return Err(BatchError::TimestampTooFar { index, time: record.timestamp, latest });
             }

@@ -14,6 +14,9 @@ impl Timestamp {
     /// Before every time.
     pub const MIN: Self = Self(i64::MIN);
 
+    /// 0000-01-01T00:00:00Z: the first moment that RFC 3339 can write.
+    pub const YEAR_0: Self = Self(-62_167_219_200_000);
+
     /// Milliseconds since the epoch.
     pub const fn as_millis(self) -> i64 {
         self.0

@@ -180,8 +180,9 @@ pub struct KeyRequired {
 /// A create time lies further in the future than the topic allows.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "create time {given} lies more than message.timestamp.after.max.ms of topic {topic} in the future; \
-     the latest allowed now is {allowed}"
+    "create time {given} is not one that topic {topic} takes: {} (the year 0) to {allowed} are allowed now, \
+     message.timestamp.after.max.ms from now",
+    Timestamp::YEAR_0
 )]
 pub struct TimestampTooFar {
     /// The topic.
@@ -303,7 +304,8 @@ failure!(RecordTooLarge, RecordTooLarge, self => [
 ]);
 failure!(KeyRequired, KeyRequired, self => ["topic": self.topic]);
 failure!(TimestampTooFar, TimestampTooFar, self => [
-    "topic": self.topic, "create_time_ms": self.given.as_millis(), "latest_ms": self.allowed.as_millis()
+    "topic": self.topic, "create_time_ms": self.given.as_millis(),
+    "earliest_ms": Timestamp::YEAR_0.as_millis(), "latest_ms": self.allowed.as_millis()
 ]);
 failure!(ProducerNotFound, ProducerNotFound, self => ["producer": self.producer]);
 failure!(IdUnknown, UnknownProducer, self => ["producer": self.id]);

@@ -223,7 +223,8 @@ impl Spread {
 impl<'a> Rules<'a> {
     fn of(topic: &'a Topic, now: Timestamp, limits: RecordLimits) -> Self {
         let settings = &topic.settings;
-        // Kafka's message.timestamp.after.max.ms; one record from far in the future pins retention for ever.
+        // Kafka's message.timestamp.after.max.ms; one record from far in the future pins retention for ever. Before
+        // the year 0 there is nothing but mistakes, which no tool could print.
         let create_time_max = match settings.partition.timestamp_type {
             TimestampType::CreateTime => Some(now.saturating_add(settings.timestamp_after_max)),
             TimestampType::AppendTime => None,
@@ -259,7 +260,7 @@ impl<'a> Rules<'a> {
         }
         let timestamp = record.create_time.unwrap_or(self.now);
         if let Some(allowed) = self.create_time_max
-            && timestamp > allowed
+            && !(Timestamp::YEAR_0..=allowed).contains(&timestamp)
         {
             return Err(self.too_far(timestamp, allowed));
         }

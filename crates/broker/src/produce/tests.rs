@@ -285,7 +285,17 @@ async fn create_times_may_not_lie_too_far_in_the_future() {
     fixture.broker.create_topic(name("append"), None, settings("LogAppendTime")).await.unwrap();
     let now = fixture.clock.0.load(Ordering::Relaxed);
     let at = |millis| PlainRecord { create_time: Some(Timestamp(millis)), ..to_partition(0, "v") };
-    for (millis, allowed) in [(now + 1000, true), (now + 1001, false), (i64::MAX, false), (-1, true)] {
+    // 0000-01-01T00:00:00Z.
+    let year_0 = -62_167_219_200_000;
+    for (millis, allowed) in [
+        (now + 1000, true),
+        (now + 1001, false),
+        (i64::MAX, false),
+        (-1, true),
+        (i64::MIN, false),
+        (year_0, true),
+        (year_0 - 1, false),
+    ] {
         let produced = fixture.produce(plain("create", vec![at(millis)])).await;
         assert_eq!(produced.is_ok(), allowed, "{millis}: {produced:?}");
         let bytes = encoded(None, &["v"], Timestamp(millis));

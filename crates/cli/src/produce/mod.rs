@@ -218,16 +218,10 @@ impl Produce {
                 Fate::NotStored => format!("line {line} is not stored"),
                 Fate::Unknown => format!("it is not known whether line {line} is stored"),
             };
-            let [stored, not_stored, unknown] = came.after;
             let message = format!("{fate}: {failure}");
-            return Err(failure.saying(message).hint(format!(
-                "stored: every line up to {up_to}; of those sent after line {line}: {stored} stored, \
-                 {not_stored} not, {unknown} unknown"
-            )));
+            return Err(failure.saying(message).hint(how_far(up_to, outcome == Fate::Unknown, came.after)));
         }
-        fed.map_err(|failure| {
-            failure.hint(format!("stored: every line up to {up_to}; go on with --skip {up_to}"))
-        })
+        fed.map_err(|failure| failure.hint(how_far(up_to, false, [0; 3])))
     }
 
     fn shape(&self) -> Result<Shape, String> {
@@ -252,6 +246,29 @@ impl Produce {
             partition: self.partition.map(PartitionIndex),
         })
     }
+}
+
+/// What is stored after a failure, and how to go on. `unknown`: the first line that failed may be stored; `after`: of
+/// the lines behind it, how many are stored, not stored and unknown.
+fn how_far(up_to: u64, unknown: bool, after: [u64; 3]) -> String {
+    let [behind, _, unknown_behind] = after;
+    let unknown = unknown_behind + u64::from(unknown);
+    let mut stored = Vec::new();
+    if up_to > 0 {
+        stored.push(format!("every line up to {up_to}"));
+    }
+    if behind > 0 {
+        stored.push(format!("{behind} behind the one that failed"));
+    }
+    if unknown > 0 {
+        stored.push(format!("perhaps {unknown} more"));
+    }
+    if stored.is_empty() {
+        return "nothing is stored".to_owned();
+    }
+    let again = behind + unknown;
+    let again = if again > 0 { format!(", which sends those {again} again") } else { String::new() };
+    format!("stored: {}; go on with --skip {up_to}{again}", stored.join(", "))
 }
 
 /// Sends what is gathered and waits until everything is answered.
@@ -407,6 +424,25 @@ mod tests {
         for flags in [key, time] {
             let lenient = shape(&[flags[0], flags[1], "--allow-missing"]).unwrap();
             assert_eq!(lenient.record(line(9, "x")).unwrap(), ProducerRecord::new("x"));
+        }
+    }
+
+    #[test]
+    fn how_far_a_run_came_is_said_without_zeros() {
+        for (up_to, unknown, after, said) in [
+            (0, false, [0, 0, 0], "nothing is stored"),
+            (0, false, [0, 9, 0], "nothing is stored"),
+            (7, false, [0, 3, 0], "stored: every line up to 7; go on with --skip 7"),
+            (0, true, [0, 0, 0], "stored: perhaps 1 more; go on with --skip 0, which sends those 1 again"),
+            (
+                7,
+                true,
+                [2, 5, 3],
+                "stored: every line up to 7, 2 behind the one that failed, perhaps 4 more; go on with --skip 7, which \
+                 sends those 6 again",
+            ),
+        ] {
+            assert_eq!(how_far(up_to, unknown, after), said);
         }
     }
 
