@@ -24,6 +24,7 @@ mod record;
 mod state;
 #[cfg(test)]
 mod tests;
+mod told;
 
 pub use assign::Assignor;
 pub use error::{CommitError, FencedBecause, GroupError};
@@ -35,6 +36,7 @@ pub use record::{
     AssignmentValue, GroupRecord, GroupValue, MemberValue, OffsetValue, RecordError, TargetValue, TopicCount,
 };
 pub use state::{Decision, Groups, Topics};
+pub use told::{ToTell, Told};
 
 /// Members of one group: their records are rewritten together when the target changes, and one decision must
 /// fit one batch.

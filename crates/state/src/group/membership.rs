@@ -77,8 +77,8 @@ impl Groups {
     /// it was, under a new id, takes over the target and raises no epoch.
     ///
     /// Coming back with an epoch is accepted with the current one, and once with an earlier one of this life
-    /// (pushes may have been lost, one or several). What the member does not claim it does not read: where it
-    /// was asked to stop, that is the confirmation.
+    /// (pushes may have been lost, one or several). What the member claims must be its own. What it does not
+    /// claim stays its own all the same: a join that was under way for long must not pass for a confirmation.
     ///
     /// # Errors
     /// [`GroupError::Fenced`], [`GroupError::Limit`], [`GroupError::NoSubscription`],
@@ -159,21 +159,18 @@ impl Groups {
             let joined_as = before.instance_id.clone();
             return Err(GroupError::OtherInstance { group: name.clone(), member: id.clone(), joined_as });
         }
-        let claimed: BTreeSet<_> = join.owned.iter().map(|(topic, index)| (topic, *index)).collect();
-        let (stopping, stopped) = held.stopping.split(|topic, _, index| claimed.contains(&(topic, index)));
         // Accepted once: the next time only what is answered now will do.
         let previous_epoch = if given < current { current } else { held.previous_epoch };
         let value = join.value(before.joined_ms);
         let outcome = if before.wants_the_same(&value) {
-            let mut outcome = release(name, group, id, &stopped, previous_epoch);
+            let mut outcome = release(name, group, id, &Partitions::NONE, previous_epoch);
             if *before != value {
                 let (group, member, value) = (name.clone(), id.clone(), Some(value));
                 outcome.records.push(GroupRecord::Member { group, member, value });
             }
             outcome
         } else {
-            let owned = held.owned.clone();
-            let held = AssignmentValue { epoch: current, previous_epoch, owned, stopping };
+            let held = AssignmentValue { epoch: current, previous_epoch, ..(*held).clone() };
             let change = Change::new(name, group).with(Put { id, value, heir_of: id, held });
             change.to_epoch(join.next_epoch(group)?, topics)
         };

@@ -105,11 +105,6 @@ impl Partitions {
         self.filtered(|name, id, partition| other.contains_id(name, id, partition))
     }
 
-    /// What is to be kept, and the rest.
-    pub(super) fn split(&self, keep: impl Fn(&TopicName, TopicId, PartitionIndex) -> bool) -> (Self, Self) {
-        (self.filtered(&keep), self.filtered(|name, id, partition| !keep(name, id, partition)))
-    }
-
     /// Adds what is in `other`. Where it has partitions of another topic of one name, they go by this set's
     /// topic: to hold a partition is to hold its name.
     pub(super) fn absorb(&mut self, other: &Self) {

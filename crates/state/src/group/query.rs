@@ -12,7 +12,8 @@ use super::{
     state::{Group, Groups},
 };
 
-/// What a member is to know of its membership. Level-triggered: the latest one says it all.
+/// What a member is to know of its membership. Level-triggered: the latest one says it all (see
+/// [`Told`](super::Told)).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemberView {
     /// The group's epoch, or an earlier one while there is something to give back.

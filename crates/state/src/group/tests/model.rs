@@ -1,0 +1,467 @@
+//! A world around the state machine: a shard that crashes, a network that loses and delays, clients that die,
+//! come back and live on unheard. What may leave the shard leaves only when it is durable.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use rimstone_types::{GroupEpoch, MemberId, PartitionIndex, TopicName};
+
+use super::common::{TestTopics, at, group, offset};
+use crate::group::{
+    Commit, Committer, Decision, GroupError, GroupRecord, Groups, Join, MemberView, Removal,
+};
+
+pub(super) type Place = (TopicName, PartitionIndex);
+/// One life of a membership, from a new start to its end. The system does not know of it: it is the model's
+/// way to tell a zombie.
+pub(super) type Life = usize;
+type Bytes = (Vec<u8>, Option<Vec<u8>>);
+
+#[derive(Debug)]
+pub(super) enum ToServer {
+    Join(Join),
+    Stopped(Vec<Place>),
+    Commit(Vec<Place>),
+    Leave { for_good: bool },
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum ToClient {
+    Joined { epoch: GroupEpoch, resumed: bool, life: Life },
+    Start(GroupEpoch, Vec<Place>),
+    Stop(GroupEpoch, Vec<Place>),
+    Fenced,
+}
+
+/// What leaves the shard once what it was decided on is durable.
+#[derive(Debug, Clone)]
+enum Out {
+    Joined { conn: usize, epoch: GroupEpoch, resumed: bool },
+    Fenced { conn: usize },
+    Ended(Life),
+    Views(BTreeMap<MemberId, (Life, MemberView)>),
+}
+
+#[derive(Debug)]
+struct Session {
+    member: MemberId,
+    life: Life,
+    /// Its join is durable.
+    open: bool,
+    /// Replaced, fenced or left: nothing that comes over it counts.
+    ended: bool,
+    /// What the client was told to start and has not confirmed to have stopped.
+    told: BTreeSet<Place>,
+    told_to_stop: BTreeSet<Place>,
+    epoch: GroupEpoch,
+}
+
+#[derive(Debug)]
+pub(super) struct Conn {
+    pub(super) process: usize,
+    pub(super) to_server: VecDeque<ToServer>,
+    pub(super) to_client: VecDeque<ToClient>,
+    /// The client has not given it up.
+    pub(super) open: bool,
+    session: Option<Session>,
+}
+
+/// A client.
+#[derive(Debug)]
+pub(super) struct Process {
+    pub(super) join: Join,
+    pub(super) alive: bool,
+    pub(super) conn: Option<usize>,
+    pub(super) epoch: GroupEpoch,
+    pub(super) life: Option<Life>,
+    pub(super) owned: BTreeSet<Place>,
+    pub(super) stopping: BTreeSet<Place>,
+}
+
+impl Process {
+    pub(super) fn drop_everything(&mut self) {
+        self.epoch = GroupEpoch::ZERO;
+        self.life = None;
+        self.owned.clear();
+        self.stopping.clear();
+    }
+
+    pub(super) fn reads(&self) -> impl Iterator<Item = &Place> {
+        self.owned.iter().chain(&self.stopping)
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct World {
+    pub(super) live: Groups,
+    pub(super) topics: TestTopics,
+    /// Batches of records, as bytes. Those from `durable` on are submitted and not durable.
+    log: Vec<Vec<Bytes>>,
+    durable: usize,
+    parked: VecDeque<(usize, Out)>,
+    /// The present life of each member, and before each batch.
+    lives: BTreeMap<MemberId, Life>,
+    lives_before: Vec<BTreeMap<MemberId, Life>>,
+    next_life: Life,
+    ended: BTreeSet<Life>,
+    pub(super) conns: Vec<Conn>,
+    pub(super) processes: Vec<Process>,
+    /// How often what happened: a model in which nothing happens shows nothing.
+    pub(super) seen: BTreeMap<&'static str, usize>,
+}
+
+impl World {
+    fn saw(&mut self, what: &'static str) {
+        *self.seen.entry(what).or_default() += 1;
+    }
+
+    // The shard.
+
+    /// Submits what was decided.
+    fn submit<A>(&mut self, decision: Decision<A>) -> A {
+        if !decision.records.is_empty() {
+            self.lives_before.push(self.lives.clone());
+            self.log.push(decision.records.iter().map(GroupRecord::encode).collect());
+            decision.records.into_iter().for_each(|record| self.live.replay(record));
+        }
+        decision.answer
+    }
+
+    fn park(&mut self, out: Out) {
+        self.parked.push_back((self.log.len(), out));
+    }
+
+    fn end_life(&mut self, member: &MemberId) {
+        if let Some(life) = self.lives.remove(member) {
+            self.park(Out::Ended(life));
+        }
+    }
+
+    fn publish(&mut self) {
+        let view = |(member, &life): (&MemberId, &Life)| {
+            Some((member.clone(), (life, self.live.view(&group(), member)?)))
+        };
+        let views = self.lives.iter().filter_map(view).collect();
+        self.park(Out::Views(views));
+    }
+
+    /// The shard takes the next message of a connection.
+    pub(super) fn serve(&mut self, conn: usize) {
+        let Some(message) = self.conns[conn].to_server.pop_front() else { return };
+        match message {
+            ToServer::Join(join) => self.serve_join(conn, &join),
+            message => {
+                let session = self.conns[conn].session.as_ref().filter(|session| !session.ended);
+                let Some(session) = session else { return };
+                let (member, epoch) = (session.member.clone(), session.epoch);
+                match message {
+                    ToServer::Stopped(places) => self.serve_stopped(conn, &member, epoch, &places),
+                    ToServer::Commit(places) => self.serve_commit(conn, &member, &places),
+                    ToServer::Leave { for_good } => self.remove(&member, Removal::Leave { for_good }),
+                    ToServer::Join(_) => unreachable!("matched above"),
+                }
+            }
+        }
+    }
+
+    fn serve_join(&mut self, conn: usize, join: &Join) {
+        let decision = match self.live.join(join, &self.topics, at(1)) {
+            Ok(decision) => decision,
+            Err(GroupError::Fenced { .. }) => {
+                self.saw("fenced on return");
+                return self.park(Out::Fenced { conn });
+            }
+            Err(error) => panic!("{error}"),
+        };
+        let joined = self.submit(decision);
+        if let Some(replaced) = &joined.replaced {
+            self.saw(if *replaced == join.member { "replaced itself" } else { "replaced an instance" });
+            self.end_life(&replaced.clone());
+        }
+        let process = self.conns[conn].process;
+        let life = match joined.resumed {
+            true => {
+                let life = self.lives[&join.member];
+                assert_eq!(self.processes[process].life, Some(life), "a zombie goes on with another's life");
+                self.saw("resumed");
+                life
+            }
+            false => {
+                self.next_life += 1;
+                self.lives.insert(join.member.clone(), self.next_life);
+                self.next_life
+            }
+        };
+        for conn in &mut self.conns {
+            if let Some(session) = conn.session.as_mut().filter(|session| session.member == join.member) {
+                session.ended = true;
+            }
+        }
+        let view = self.live.view(&group(), &join.member).expect("it is a member");
+        assert_eq!(view.epoch, joined.epoch);
+        let claims = join.owned.iter().filter(|_| joined.resumed);
+        let told: BTreeSet<_> = claims.cloned().collect();
+        let held = |(topic, index): &Place| view.assignment.holds(topic, *index);
+        assert!(told.iter().all(held), "it goes on with what it does not hold");
+        self.conns[conn].session = Some(Session {
+            member: join.member.clone(),
+            life,
+            open: false,
+            ended: false,
+            told,
+            told_to_stop: BTreeSet::new(),
+            epoch: joined.epoch,
+        });
+        self.park(Out::Joined { conn, epoch: joined.epoch, resumed: joined.resumed });
+        self.publish();
+    }
+
+    fn serve_stopped(&mut self, conn: usize, member: &MemberId, epoch: GroupEpoch, places: &[Place]) {
+        let decision = self.live.confirm_stop(&group(), member, epoch, places);
+        let decision = decision.expect("a session that has not ended confirms what it was told to stop");
+        self.submit(decision);
+        let session = self.conns[conn].session.as_mut().expect("there");
+        for place in places {
+            session.told.remove(place);
+            session.told_to_stop.remove(place);
+        }
+        self.publish();
+        self.saw("stopped");
+    }
+
+    fn serve_commit(&mut self, conn: usize, member: &MemberId, places: &[Place]) {
+        let places: Vec<_> = places.iter().filter(|(topic, _)| self.topics.topics.contains_key(topic)).collect();
+        let offsets = places.iter().map(|(topic, index)| offset(&self.topics, &format!("{topic}:{index}"), 150));
+        let by = Committer::Session(member);
+        let commit = Commit { group: &group(), by, offsets: offsets.collect() };
+        match self.live.commit(commit, at(2)) {
+            Ok(decision) => {
+                let process = self.conns[conn].process;
+                for (place, _) in places.iter().zip(&decision.answer).filter(|(_, result)| result.is_ok()) {
+                    let others = self.readers(place);
+                    assert!(others.iter().all(|other| *other == process), "{place:?} is read by {others:?}");
+                }
+                let results = self.submit(decision);
+                self.saw(if results.iter().all(Result::is_ok) { "committed" } else { "refused to commit" });
+            }
+            Err(GroupError::Fenced { .. }) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// The shard ends a membership: on leaving, or by a timer.
+    pub(super) fn remove(&mut self, member: &MemberId, why: Removal) {
+        let decision = self.live.remove_member(&group(), member, why, &self.topics);
+        if self.submit(decision) {
+            self.end_life(member);
+            self.saw("removed");
+        }
+        if let Removal::Leave { .. } = why {
+            let sessions = self.conns.iter_mut().filter_map(|conn| conn.session.as_mut());
+            sessions.filter(|session| session.member == *member).for_each(|session| session.ended = true);
+        }
+        self.publish();
+    }
+
+    pub(super) fn notice_topics(&mut self) {
+        for name in self.live.outdated(&self.topics) {
+            let decision = self.live.topics_changed(&name, &self.topics);
+            assert!(!decision.records.is_empty(), "outdated, and nothing to do");
+            self.submit(decision);
+            self.publish();
+            self.saw("topics changed");
+        }
+        assert!(self.live.outdated(&self.topics).is_empty());
+    }
+
+    /// Up to this many more batches become durable, and what waited for them leaves. Views are levels: with
+    /// `only_last`, those in between are passed over.
+    pub(super) fn flush(&mut self, batches: usize, only_last: bool) {
+        self.durable = self.log.len().min(self.durable + batches);
+        let ready = self.parked.iter().take_while(|(version, _)| *version <= self.durable).count();
+        let outs: Vec<_> = self.parked.drain(..ready).map(|(_, out)| out).collect();
+        let last = outs.iter().rposition(|out| matches!(out, Out::Views(_)));
+        for (position, out) in outs.into_iter().enumerate() {
+            match out {
+                Out::Joined { conn, epoch, resumed } => {
+                    if let Some(session) = self.conns[conn].session.as_mut().filter(|session| !session.ended) {
+                        session.open = true;
+                        let life = session.life;
+                        self.conns[conn].to_client.push_back(ToClient::Joined { epoch, resumed, life });
+                    }
+                }
+                Out::Fenced { conn } => self.conns[conn].to_client.push_back(ToClient::Fenced),
+                Out::Ended(life) => {
+                    self.ended.insert(life);
+                    for conn in &mut self.conns {
+                        if let Some(session) = conn.session.as_mut().filter(|session| session.life == life) {
+                            session.ended = true;
+                            conn.to_client.push_back(ToClient::Fenced);
+                        }
+                    }
+                }
+                Out::Views(_) if only_last && Some(position) != last => {}
+                Out::Views(views) => self.conns.iter_mut().for_each(|conn| conn.show(&views)),
+            }
+        }
+    }
+
+    /// The server dies. Of the batches that were not durable some are there all the same.
+    pub(super) fn crash(&mut self, survive: usize) {
+        let kept = self.log.len().min(self.durable + survive);
+        if let Some(lives) = self.lives_before.get(kept) {
+            self.lives = lives.clone();
+        }
+        self.log.truncate(kept);
+        self.lives_before.truncate(kept);
+        self.durable = kept;
+        // An end that became durable with nobody to tell it.
+        for (version, out) in std::mem::take(&mut self.parked) {
+            if let Out::Ended(life) = out
+                && version <= kept
+            {
+                self.ended.insert(life);
+            }
+        }
+        for conn in 0..self.conns.len() {
+            self.cut(conn);
+            self.conns[conn].session = None;
+            self.conns[conn].to_server.clear();
+        }
+        self.live = self.rebuilt(0);
+        self.saw("crashed");
+    }
+
+    /// The state that the records give, of which the first `compacted` batches have been compacted: of each key
+    /// only the latest, without the tombstones.
+    pub(super) fn rebuilt(&self, compacted: usize) -> Groups {
+        let (old, new) = self.log.split_at(compacted.min(self.log.len()));
+        let old: Vec<_> = old.iter().flatten().collect();
+        let latest: BTreeMap<_, _> = old.iter().enumerate().map(|(at, (key, _))| (key, at)).collect();
+        let kept = old.iter().enumerate().filter(|(at, (key, value))| latest[key] == *at && value.is_some());
+        let mut groups = Groups::default();
+        for (key, value) in kept.map(|(_, record)| *record).chain(new.iter().flatten()) {
+            groups.replay(GroupRecord::decode(Some(key), value.as_deref()).expect("as it was written"));
+        }
+        groups
+    }
+
+    pub(super) fn batches(&self) -> usize {
+        self.log.len()
+    }
+
+    // Clients and network.
+
+    /// The processes that read a partition as they see it: from the start that they were told to the stop that
+    /// they confirmed, their leaving, or the end of their session by the server's clock.
+    pub(super) fn readers(&self, place: &Place) -> Vec<usize> {
+        let reads = |process: &Process| {
+            let in_session = process.life.is_some_and(|life| !self.ended.contains(&life));
+            process.alive && in_session && process.reads().any(|read| read == place)
+        };
+        (0..self.processes.len()).filter(|&at| reads(&self.processes[at])).collect()
+    }
+
+    pub(super) fn connect(&mut self, process: usize) {
+        if let Some(conn) = self.processes[process].conn {
+            self.cut(conn);
+        }
+        let this = &mut self.processes[process];
+        let mut join = this.join.clone();
+        join.epoch = this.epoch;
+        join.owned = this.reads().cloned().collect();
+        this.conn = Some(self.conns.len());
+        self.conns.push(Conn {
+            process,
+            to_server: VecDeque::from([ToServer::Join(join)]),
+            to_client: VecDeque::new(),
+            open: true,
+            session: None,
+        });
+    }
+
+    /// The client's end of a connection breaks. What it sent may still arrive.
+    pub(super) fn cut(&mut self, conn: usize) {
+        let conn = &mut self.conns[conn];
+        if std::mem::replace(&mut conn.open, false) {
+            conn.to_client.clear();
+            self.processes[conn.process].conn = None;
+        }
+    }
+
+    /// A client takes the next message.
+    pub(super) fn deliver(&mut self, conn: usize) {
+        let Some(message) = self.conns[conn].to_client.pop_front() else { return };
+        let process = &mut self.processes[self.conns[conn].process];
+        match message {
+            ToClient::Joined { epoch, resumed, life } => {
+                if resumed {
+                    assert_eq!(process.life, Some(life));
+                } else {
+                    process.drop_everything();
+                }
+                process.epoch = epoch;
+                process.life = Some(life);
+            }
+            ToClient::Start(epoch, places) => {
+                assert!(epoch >= process.epoch, "epochs go up");
+                process.epoch = epoch;
+                for place in places {
+                    assert!(!process.stopping.contains(&place), "started while it stops");
+                    assert!(process.owned.insert(place), "started twice");
+                }
+            }
+            ToClient::Stop(epoch, places) => {
+                assert!(epoch >= process.epoch, "epochs go up");
+                process.epoch = epoch;
+                for place in places {
+                    assert!(process.owned.remove(&place) || process.stopping.contains(&place));
+                    process.stopping.insert(place);
+                }
+            }
+            ToClient::Fenced => {
+                process.drop_everything();
+                self.cut(conn);
+            }
+        }
+    }
+
+    /// A client says something to its session, if it is in one.
+    pub(super) fn say(&mut self, process: usize, message: ToServer) -> bool {
+        let this = &self.processes[process];
+        match this.conn.filter(|_| this.life.is_some()) {
+            Some(conn) => {
+                self.conns[conn].to_server.push_back(message);
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+impl Conn {
+    /// Tells the client what is new in the latest view of its member.
+    fn show(&mut self, views: &BTreeMap<MemberId, (Life, MemberView)>) {
+        let Some(session) = self.session.as_mut().filter(|session| session.open && !session.ended) else {
+            return;
+        };
+        let Some((_, view)) = views.get(&session.member).filter(|(life, _)| *life == session.life) else {
+            return;
+        };
+        let places = |partitions: &crate::group::Partitions| -> BTreeSet<Place> {
+            partitions.iter().map(|(topic, _, index)| (topic.clone(), index)).collect()
+        };
+        let (owned, stopping) = (places(&view.assignment.owned), places(&view.assignment.stopping));
+        session.epoch = session.epoch.max(view.epoch);
+        let stop: Vec<_> = stopping.intersection(&session.told).cloned().collect();
+        let stop: Vec<_> = stop.into_iter().filter(|place| session.told_to_stop.insert(place.clone())).collect();
+        if !stop.is_empty() {
+            self.to_client.push_back(ToClient::Stop(view.epoch, stop));
+        }
+        // What was confirmed and is not durable yet is still `stopping` here, and not to be told again.
+        let start: Vec<_> = owned.difference(&session.told).cloned().collect();
+        if !start.is_empty() {
+            session.told.extend(start.iter().cloned());
+            self.to_client.push_back(ToClient::Start(view.epoch, start));
+        }
+    }
+}
