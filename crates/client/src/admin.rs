@@ -1,19 +1,13 @@
 //! Topics, settings, offsets, producers: one method per call of `AdminService`, with types instead of
 //! messages. Nothing is retried here: whoever asks sees what the server says.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use rimstone_proto::v1;
 use rimstone_types::{ByteCount, LogEnds, Offset, PartitionIndex, Timestamp};
 use tonic::{Response, Status};
 
-use crate::{
-    connect::Connection,
-    error::{ClientError, Code, reason},
-};
-
-/// How long a call may take: far above what any of them needs on a healthy server.
-const TIMEOUT: Duration = Duration::from_secs(30);
+use crate::{connect::Connection, error::ClientError};
 
 /// The calls that administer a server. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -174,7 +168,7 @@ impl Admin {
     /// called within a Tokio runtime.
     ///
     /// # Errors
-    /// [`Code::InvalidArgument`] for an address that is not one.
+    /// [`Code::InvalidArgument`](crate::Code::InvalidArgument) for an address that is not one.
     pub fn new(endpoint: &str) -> Result<Self, ClientError> {
         Ok(Self::over(Connection::new(endpoint)?))
     }
@@ -188,13 +182,7 @@ impl Admin {
         &self,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, ClientError> {
-        match tokio::time::timeout(TIMEOUT, call).await {
-            Ok(answer) => Ok(answer?.into_inner()),
-            Err(_) => {
-                let message = format!("{} did not answer within {TIMEOUT:?}", self.connection.endpoint());
-                Err(ClientError::new(Code::DeadlineExceeded, reason::UNREACHABLE, message))
-            }
-        }
+        crate::call::call(&self.connection, call).await
     }
 
     /// Creates a topic; 0 partitions means the server's default.

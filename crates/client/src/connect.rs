@@ -4,7 +4,8 @@ use std::{fmt, time::Duration};
 
 use rimstone_proto::v1::{
     admin_service_client::AdminServiceClient, consume_service_client::ConsumeServiceClient,
-    produce_service_client::ProduceServiceClient,
+    group_service_client::GroupServiceClient, lag_service_client::LagServiceClient,
+    produce_service_client::ProduceServiceClient, replay_service_client::ReplayServiceClient,
 };
 use tonic::transport::{Channel, Endpoint};
 
@@ -79,6 +80,24 @@ impl Connection {
 
     pub(crate) fn admin(&self) -> AdminServiceClient<Channel> {
         AdminServiceClient::new(self.channel.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    pub(crate) fn groups(&self) -> GroupServiceClient<Channel> {
+        GroupServiceClient::new(self.channel.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    pub(crate) fn lag(&self) -> LagServiceClient<Channel> {
+        LagServiceClient::new(self.channel.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    pub(crate) fn replay(&self) -> ReplayServiceClient<Channel> {
+        ReplayServiceClient::new(self.channel.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }

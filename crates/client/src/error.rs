@@ -57,12 +57,31 @@ pub mod reason {
     /// Stored bytes are damaged; metadata `from_offset` and `until_offset`.
     pub const DATA_DAMAGED: &str = "DATA_DAMAGED";
 
+    /// No group of this name.
+    pub const GROUP_NOT_FOUND: &str = "GROUP_NOT_FOUND";
+    /// A group of this name is there already.
+    pub const GROUP_EXISTS: &str = "GROUP_EXISTS";
+    /// The group has members, and what was asked for needs one without.
+    pub const GROUP_NOT_EMPTY: &str = "GROUP_NOT_EMPTY";
+    /// The group does not know this member (any more), or another has taken its place.
+    pub const MEMBER_FENCED: &str = "MEMBER_FENCED";
+    /// The partition is not this member's (any more).
+    pub const PARTITION_NOT_OWNED: &str = "PARTITION_NOT_OWNED";
+    /// Nothing is committed (or outside the log), and nobody has said where to begin instead.
+    pub const START_POSITION_NEEDED: &str = "START_POSITION_NEEDED";
+    /// The group's coordinator is still reading what it knows; try again.
+    pub const COORDINATOR_LOADING: &str = "COORDINATOR_LOADING";
+    /// A replay would no longer do what its plan says.
+    pub const PLAN_CHANGED: &str = "PLAN_CHANGED";
+
     /// Ours: the server could not be reached, or the connection was lost.
     pub const UNREACHABLE: &str = "UNREACHABLE";
     /// Ours: the deadline of a record passed.
     pub const DEADLINE: &str = "DELIVERY_DEADLINE";
     /// Ours: an earlier record of the partition was given up while its outcome was unknown.
     pub const EARLIER_UNKNOWN: &str = "EARLIER_OUTCOME_UNKNOWN";
+    /// Ours: the consumer was closed.
+    pub const CONSUMER_CLOSED: &str = "CONSUMER_CLOSED";
     /// Ours: the producer was closed.
     pub const CLOSED: &str = "PRODUCER_CLOSED";
     /// Ours: the server broke a rule of the protocol.

@@ -2,9 +2,10 @@
 //! It shares no code with the real one.
 
 mod doors;
+mod sessions;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     net::SocketAddr,
     sync::{
         Arc,
@@ -26,6 +27,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
+pub(crate) use self::sessions::{Group, Place, Said, SessionFaults};
 use crate::error::reason;
 
 /// How often each fault happens: one time in so many appends; 0 never.
@@ -76,6 +78,8 @@ pub(crate) struct World {
     pub(crate) message_max: usize,
     /// Breaks a `Read` after about so many messages; 0 never.
     pub(crate) cut_reads: u32,
+    pub(crate) groups: BTreeMap<String, Group>,
+    pub(crate) session_faults: SessionFaults,
     names: HashMap<String, (u64, u32)>,
     next_id: u64,
     rng: StdRng,
@@ -201,6 +205,8 @@ impl Fake {
             hang: false,
             message_max: 0,
             cut_reads: 0,
+            groups: BTreeMap::new(),
+            session_faults: SessionFaults::default(),
             names: HashMap::new(),
             next_id: 100,
             rng: StdRng::seed_from_u64(seed),

@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`Producer`] | writes records exactly once, in order per partition, through lost connections |
 //! | [`Reader`] | reads a topic from anywhere to anywhere, without gaps or doubles, through lost connections |
+//! | [`Consumer`] | a member of a group: is given partitions, reads them, commits what was processed |
+//! | [`Groups`], [`lag()`], [`plan_replay`] | committed offsets and members from outside, lag, reading again |
 //! | [`Admin`] | topics, settings, offsets, producers |
 //! | [`ClientError`] | one error with a code, a stable reason and the numbers that explain it |
 //!
@@ -32,12 +34,17 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod call;
 mod connect;
+pub mod consumer;
 mod error;
 #[cfg(test)]
 mod fake;
+mod groups;
+mod lag;
 pub mod producer;
 mod reader;
+mod replay;
 mod retry;
 mod time;
 
@@ -46,7 +53,17 @@ pub use admin::{
     TopicChange, TopicDetails, TopicSummary,
 };
 pub use connect::{Connection, DEFAULT_ENDPOINT};
+pub use consumer::{
+    Assignment, CommitMode, Committing, Consumer, ConsumerBuilder, ConsumerRecord, Event, Position, SeekTo,
+    Stopping,
+};
 pub use error::{ClientError, Code, reason};
+pub use groups::{
+    Assignor, CommitFlags, CommittedOffset, GroupDetails, GroupMember, GroupState, GroupSummary, Groups,
+    OffsetCommit, StartPolicy, TopicPartition,
+};
+pub use lag::{Lag, Owner, PartitionLag, TopicLag, lag};
 pub use producer::{Delivery, DeliveryError, Outcome, Pending, Producer, ProducerBuilder, ProducerRecord};
 pub use reader::{End, Fetch, Fetched, Filter, Reader, ReaderBuilder, Received, Start, fetch};
+pub use replay::{PlannedPartition, ReplayPlan, ReplaySpec, ReplayTo, plan_replay, start_replay};
 pub use rimstone_record::{Compression, Header};

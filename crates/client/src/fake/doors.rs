@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use super::{Fake, Partition, item, status};
+use super::{Fake, Partition, item, sessions::Session, status};
 use crate::error::reason;
 
 /// A server that hangs does so for longer than any test.
@@ -118,9 +118,12 @@ impl ConsumeService for Fake {
 
     async fn consume(
         &self,
-        _: Request<Streaming<v1::ConsumeRequest>>,
+        request: Request<Streaming<v1::ConsumeRequest>>,
     ) -> Result<Response<Self::ConsumeStream>, Status> {
-        Err(Status::unimplemented("no groups here"))
+        self.streams.fetch_add(1, Ordering::SeqCst);
+        let (answers, stream) = mpsc::channel(4);
+        Session::begin(self.clone(), request.into_inner(), answers).await?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 
     async fn fetch(&self, request: Request<v1::FetchRequest>) -> Result<Response<v1::FetchResponse>, Status> {
@@ -203,7 +206,7 @@ impl ConsumeService for Fake {
     }
 }
 
-fn message(index: u32, partition: &Partition, from: u64, batches: usize) -> v1::PartitionRecords {
+pub(super) fn message(index: u32, partition: &Partition, from: u64, batches: usize) -> v1::PartitionRecords {
     let here = partition.batches.iter().filter(|batch| batch.last_offset().get() >= from).take(batches);
     let here: Vec<_> = here.collect();
     v1::PartitionRecords {

@@ -7,6 +7,7 @@ use rimstone_types::{Offset, PartitionIndex};
 use crate::{
     admin::{Admin, OffsetAt, OffsetQuery},
     error::{ClientError, Code, reason},
+    groups::{Groups, StartPolicy, TopicPartition, start_needed},
     reader::{End, Reader, Start},
 };
 
@@ -46,6 +47,10 @@ pub(crate) async fn find(reader: &Reader) -> Result<BTreeMap<PartitionIndex, Cur
         End::Time(time) => find(OffsetQuery::At(time)).await?,
         _ => BTreeMap::new(),
     };
+    let committed = match &reader.start {
+        Start::Committed { group, .. } => committed(reader, group, latest.keys()).await?,
+        _ => BTreeMap::new(),
+    };
     let mut cursors = BTreeMap::new();
     for (partition, last) in &latest {
         let first = earliest.get(partition).copied().flatten().unwrap_or(Offset::ZERO);
@@ -57,6 +62,15 @@ pub(crate) async fn find(reader: &Reader) -> Result<BTreeMap<PartitionIndex, Cur
             Start::Offset(offset) => explicit(*offset)?,
             Start::Time(_) => starts.get(partition).copied().flatten().unwrap_or(last),
             Start::Offsets(offsets) => explicit(offsets.get(partition).copied().unwrap_or(first))?,
+            Start::Committed { group, otherwise } => {
+                let committed = committed.get(partition).filter(|at| (first..=last).contains(*at));
+                match (committed, otherwise) {
+                    (Some(at), _) => *at,
+                    (None, StartPolicy::Earliest) => first,
+                    (None, StartPolicy::Latest) => last,
+                    (None, StartPolicy::Error) => return Err(start_needed(group, &reader.topic, *partition)),
+                }
+            }
         };
         let end = match reader.end {
             End::Never => None,
@@ -88,6 +102,21 @@ fn in_range(
         .with("partition", partition)
         .with("log_start_offset", first)
         .with("high_watermark", last))
+}
+
+/// What is committed under the group's name; a group that does not exist has committed nothing.
+async fn committed(
+    reader: &Reader,
+    group: &str,
+    partitions: impl Iterator<Item = &PartitionIndex>,
+) -> Result<BTreeMap<PartitionIndex, Offset>, ClientError> {
+    let places: Vec<_> = partitions.map(|partition| TopicPartition::new(&reader.topic, *partition)).collect();
+    let groups = Groups::over(reader.connection.clone());
+    let found = match groups.offsets(group, &places).await {
+        Err(error) if error.is(reason::GROUP_NOT_FOUND) => Vec::new(),
+        found => found?,
+    };
+    Ok(found.into_iter().filter_map(|found| Some((found.at.partition, found.offset?))).collect())
 }
 
 fn by_partition(found: Vec<OffsetAt>) -> BTreeMap<PartitionIndex, Option<Offset>> {

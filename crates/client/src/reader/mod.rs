@@ -1,11 +1,11 @@
 //! Reading a topic from anywhere to anywhere: bounds are fixed when reading begins, and a lost connection is
 //! made again from the reader's own next offsets, so that nothing is left out and nothing comes twice.
 //!
-//! Not here: groups and their offsets.
+//! Not here: being a member of a group ([`Consumer`](crate::Consumer)).
 
 mod bounds;
 mod builder;
-mod decode;
+pub(crate) mod decode;
 mod fetch;
 
 use std::{collections::BTreeMap, fmt, time::Duration};
@@ -26,6 +26,7 @@ pub use self::{
 use crate::{
     connect::Connection,
     error::{ClientError, Code, reason},
+    groups::{Groups, StartPolicy},
     retry::Backoff,
 };
 
@@ -62,6 +63,13 @@ pub enum Start {
     Time(Timestamp),
     /// An offset per partition; the others are not read.
     Offsets(BTreeMap<PartitionIndex, Offset>),
+    /// What is committed under this group's name. See [`Reader::commit`].
+    Committed {
+        /// The group.
+        group: String,
+        /// Where to begin in a partition without a committed offset, or with one outside the log.
+        otherwise: StartPolicy,
+    },
 }
 
 /// Where to end. All but [`End::Never`] are fixed when reading begins.
@@ -174,6 +182,16 @@ impl Reader {
     pub fn positions(&self) -> BTreeMap<PartitionIndex, Offset> {
         let cursors = self.cursors.iter().flatten();
         cursors.map(|(partition, cursor)| (*partition, cursor.next)).collect()
+    }
+
+    /// Commits under a group's name where the reader stands: everything handed out so far has been processed. A
+    /// group takes that while it has no members. Nothing is retried.
+    ///
+    /// # Errors
+    /// Those of [`Groups::commit`]; the first refusal of a partition.
+    pub async fn commit(&self, group: &str) -> Result<(), ClientError> {
+        let groups = Groups::over(self.connection.clone());
+        groups.commit_positions(group, &self.topic, &self.positions()).await
     }
 
     fn is_done(&self) -> bool {
