@@ -20,7 +20,7 @@ use rimstone_proto::v1::{
     self, admin_service_server::AdminServiceServer, consume_service_server::ConsumeServiceServer,
     produce_service_server::ProduceServiceServer,
 };
-use rimstone_record::{Batch, Limits, ProducerStamp};
+use rimstone_record::{Batch, Limits, ProducerStamp, Record};
 use rimstone_types::{Offset, ProducerId, Sequence};
 use tokio::{net::TcpListener, runtime::Runtime};
 use tokio_stream::wrappers::TcpListenerStream;
@@ -29,6 +29,15 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 pub(crate) use self::sessions::{Group, Place, Said, SessionFaults};
 use crate::error::reason;
+
+/// Why what was stored here can be read.
+const WRITTEN: &str = "it was verified when it was stored";
+
+/// The value of a record of a test, which is text.
+fn text(record: Record) -> String {
+    let value = record.value.expect("tests write no tombstones");
+    String::from_utf8(value.to_vec()).expect("tests write text")
+}
 
 /// How often each fault happens: one time in so many appends; 0 never.
 #[derive(Debug, Clone, Copy, Default)]
@@ -98,8 +107,8 @@ impl World {
     /// The values stored in a partition, in order.
     pub(crate) fn values(&self, topic: &str, partition: usize) -> Vec<String> {
         let batches = self.topics[topic][partition].batches.iter();
-        let records = batches.flat_map(|batch| batch.records(&Limits::default()).unwrap());
-        records.map(|record| String::from_utf8(record.unwrap().value.unwrap().to_vec()).unwrap()).collect()
+        let records = batches.flat_map(|batch| batch.records(&Limits::default()).expect(WRITTEN));
+        records.map(|record| text(record.expect(WRITTEN))).collect()
     }
 
     pub(crate) fn forget_producers(&mut self) {
@@ -138,7 +147,7 @@ impl Partition {
 
     pub(crate) fn append(&mut self, batch: &Batch) -> Result<(u64, bool), v1::ItemError> {
         let ProducerStamp { id, epoch, base, .. } = batch.header().producer.expect("our client numbers");
-        let (epoch, first) = (epoch.get(), Sequence::new(base.into()).unwrap());
+        let (epoch, first) = (epoch.get(), Sequence::new(base.into()).expect("a base sequence is one"));
         let last = first.wrapping_add(batch.header().record_count - 1);
         let known = self.producers.entry(id).or_default();
         if epoch < known.epoch {
@@ -151,7 +160,8 @@ impl Partition {
             return Ok((entry.3, true));
         }
         let continues = known.last.is_some() && (id.is_named() || epoch == known.epoch);
-        let expected = if continues { known.last.unwrap().wrapping_add(1) } else { Sequence::ZERO };
+        let expected =
+            if continues { known.last.expect("it continues").wrapping_add(1) } else { Sequence::ZERO };
         if first != expected {
             let why = if continues { reason::SEQUENCE_GAP } else { reason::UNKNOWN_PRODUCER };
             return Err(item(Code::FailedPrecondition, why, &[("expected_sequence", &expected.to_string())]));
@@ -163,7 +173,7 @@ impl Partition {
         if known.window.len() > 64 {
             known.window.remove(0);
         }
-        self.batches.push(batch.with_base_offset(Offset::new(offset).unwrap(), 0));
+        self.batches.push(batch.with_base_offset(Offset::new(offset).expect("no test writes so much"), 0));
         self.end += u64::from(batch.header().record_count);
         Ok((offset, false))
     }
@@ -213,10 +223,10 @@ impl Fake {
             fired: 0,
             inits: 0,
         };
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
         let fake = Self {
             world: Arc::new(Mutex::new(world)),
-            address: listener.local_addr().unwrap(),
+            address: listener.local_addr().expect("it is bound"),
             streams: Arc::default(),
             runtime: Arc::default(),
         };
@@ -225,16 +235,22 @@ impl Fake {
     }
 
     fn serve(&self, listener: std::net::TcpListener) {
-        listener.set_nonblocking(true).unwrap();
+        listener.set_nonblocking(true).expect("a socket can be");
         let server = tonic::transport::Server::builder()
             .add_service(ProduceServiceServer::new(self.clone()).max_decoding_message_size(64 << 20))
             .add_service(ConsumeServiceServer::new(self.clone()))
             .add_service(AdminServiceServer::new(self.clone()));
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("a thread can be had");
         runtime.spawn(async move {
-            let listener = TcpListener::from_std(listener).unwrap();
-            server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
+            let listener = TcpListener::from_std(listener).expect("it does not block");
+            server
+                .serve_with_incoming(TcpListenerStream::new(listener))
+                .await
+                .expect("it serves until it is dropped");
         });
         *self.runtime.lock() = Some(runtime);
     }
@@ -247,13 +263,13 @@ impl Fake {
     pub(crate) async fn kill(&self) {
         let runtime = self.runtime.lock().take();
         if let Some(runtime) = runtime {
-            tokio::task::spawn_blocking(move || drop(runtime)).await.unwrap();
+            tokio::task::spawn_blocking(move || drop(runtime)).await.expect("dropping does not panic");
         }
     }
 
     /// Listens again at the same address.
     pub(crate) fn revive(&self) {
-        let socket = std::net::TcpListener::bind(self.address).unwrap();
+        let socket = std::net::TcpListener::bind(self.address).expect("the port is still free");
         self.serve(socket);
     }
 
@@ -263,7 +279,7 @@ impl Fake {
 
     fn stored_of(&self, id: u64, topics: &[String]) -> Result<Vec<v1::ProducerPartitionState>, Status> {
         let world = self.world.lock();
-        let id = ProducerId::new(id).unwrap();
+        let id = ProducerId::new(id).expect("our client sends back what it was given");
         let mut states = Vec::new();
         for name in topics {
             let Some(topic) = world.topics.get(name) else {
@@ -287,13 +303,13 @@ impl Fake {
     /// What becomes of one append: the answer, or the end of the stream.
     fn append(&self, append: v1::ProduceStreamAppend) -> Result<Option<v1::ProduceStreamAck>, Status> {
         let correlation_id = append.correlation_id;
-        let request = append.request.unwrap();
+        let request = append.request.expect("our client sends requests");
         let sent = &request.batches[0];
         let batch = Batch::verify(
-            sent.batch.clone().unwrap().data,
+            sent.batch.clone().expect("our client sends batches").data,
             &Limits { batch_bytes: 64 << 20, ..Limits::default() },
         )
-        .unwrap();
+        .expect("our client sends sound batches");
         let refuse = |error| {
             let append =
                 v1::PartitionAppend { partition: sent.partition, error: Some(error), ..Default::default() };

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use super::{Fake, Partition, item, sessions::Session, status};
+use super::{Fake, Partition, WRITTEN, item, sessions::Session, status};
 use crate::error::reason;
 
 /// A server that hangs does so for longer than any test.
@@ -46,7 +46,7 @@ impl ProduceService for Fake {
             *entry
         };
         // The fence is known to every partition before the call answers.
-        let id = ProducerId::new(producer_id).unwrap();
+        let id = ProducerId::new(producer_id).expect("ids count from 100");
         for partition in world.topics.values_mut().flatten() {
             partition.fence(id, producer_epoch as u16);
         }
@@ -70,7 +70,7 @@ impl ProduceService for Fake {
         let Some(RequestKind::Open(open)) = requests.message().await?.and_then(|first| first.kind) else {
             return Err(Status::invalid_argument("open first"));
         };
-        let partitions = self.stored_of(open.producer_id.unwrap(), &open.topics)?;
+        let partitions = self.stored_of(open.producer_id.expect("our client names itself"), &open.topics)?;
         let (answers, stream) = mpsc::channel(64);
         let fake = self.clone();
         tokio::spawn(async move {
@@ -263,10 +263,10 @@ impl AdminService for Fake {
             Some(At::Earliest(_)) => Some(partition.start),
             Some(At::TimeMs(time)) => {
                 let batches = partition.batches.iter();
-                let mut records = batches.flat_map(|batch| batch.records(&Limits::default()).unwrap());
+                let mut records = batches.flat_map(|batch| batch.records(&Limits::default()).expect(WRITTEN));
                 records
-                    .find(|record| record.as_ref().unwrap().timestamp.as_millis() >= time)
-                    .map(|record| record.unwrap().offset.get())
+                    .find(|record| record.as_ref().expect(WRITTEN).timestamp.as_millis() >= time)
+                    .map(|record| record.expect(WRITTEN).offset.get())
             }
             _ => Some(partition.end),
         };
