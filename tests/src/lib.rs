@@ -8,6 +8,7 @@
 //! | [`input`] | lines to produce: a real access log, or made up |
 //! | [`history`] | what was read back, and what must be true of it |
 //! | [`feed`] | a producer that records every acknowledgement |
+//! | [`group`] | members of a group in child processes, what they recorded, and what must be true of it |
 //! | [`calls`] | the bare generated clients, and words for their errors |
 //! | [`mount`] | file systems of a test's own: an ext4 image, a tmpfs |
 //! | [`wait`] | waiting for a condition with a deadline |
@@ -20,6 +21,7 @@ pub mod binary;
 pub mod calls;
 pub mod command;
 pub mod feed;
+pub mod group;
 pub mod history;
 pub mod input;
 pub mod mount;
