@@ -53,6 +53,12 @@ pub(crate) fn line(text: impl AsRef<str>) -> io::Result<()> {
     out.flush()
 }
 
+/// A number of things: `1 topic`, `2 topics`.
+pub(crate) fn count(number: u64, thing: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {thing}{plural}")
+}
+
 /// Something for whoever watches, on standard error.
 pub(crate) fn note(text: impl AsRef<str>) {
     // Nobody is left to be told if this fails.
@@ -62,6 +68,11 @@ pub(crate) fn note(text: impl AsRef<str>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_is_not_many() {
+        assert_eq!([0, 1, 2].map(|number| count(number, "topic")), ["0 topics", "1 topic", "2 topics"]);
+    }
 
     #[test]
     fn columns_are_as_wide_as_they_need_to_be() {

@@ -31,7 +31,7 @@ impl Position {
         }
         times::parse(text, now).map(Self::Time).map_err(|_| {
             format!(
-                "{text:?} is no place in a topic; write earliest, latest, an offset or a time: {}",
+                "{text:?} is no place in a topic; write earliest, latest, an offset, or a time as {}",
                 times::ALLOWED
             )
         })
@@ -65,6 +65,7 @@ mod tests {
             Ok(Position::Time(Timestamp(now.timestamp().as_millisecond() - 3_600_000)))
         );
         assert!(parse("18446744073709551615").unwrap_err().contains("outside"));
-        assert!(parse("-1").unwrap_err().contains("earliest, latest, an offset or a time"));
+        let refused = parse("-1").unwrap_err();
+        assert!(refused.contains("earliest, latest, an offset, or a time as 2015-"), "{refused}");
     }
 }

@@ -15,6 +15,7 @@ use crate::{
     config,
     exit::{Exit, Failure, Outcome, with_causes},
     global::Global,
+    output::count,
 };
 
 /// Runs the server until SIGINT or SIGTERM; a second signal ends it at once.
@@ -85,7 +86,10 @@ impl Serve {
 fn banner(server: &StartedServer) {
     let (topics, partitions) = server.contents();
     let data = match server.data_directory() {
-        Some(directory) => format!("{} ({topics} topics, {partitions} partitions)", directory.display()),
+        Some(directory) => {
+            let contents = [count(topics.into(), "topic"), count(partitions.into(), "partition")];
+            format!("{} ({})", directory.display(), contents.join(", "))
+        }
         None => "in memory: forgotten at the end".to_owned(),
     };
     let sync = server.sync_method();

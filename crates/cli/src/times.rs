@@ -14,7 +14,8 @@ use jiff::{Span, Zoned, civil, fmt::strtime, tz::TimeZone};
 use rimstone_types::Timestamp;
 
 /// What is said of a text that is no time.
-pub(crate) const ALLOWED: &str = "write 2015-05-17T10:05:03Z, 2015-05-17, '2h ago', now, today, yesterday, 1431857103000ms or @1431857103000";
+pub(crate) const ALLOWED: &str =
+    "2015-05-17T10:05:03Z, 2015-05-17, '2h ago', now, today, yesterday, 1431857103000ms or @1431857103000";
 
 /// A time as somebody typed it, seen from `now`, whose zone holds for times without an offset.
 ///
@@ -23,7 +24,7 @@ pub(crate) const ALLOWED: &str = "write 2015-05-17T10:05:03Z, 2015-05-17, '2h ag
 pub(crate) fn parse(text: &str, now: &Zoned) -> Result<Timestamp, String> {
     let trimmed = text.trim();
     parse_inner(trimmed, now)
-        .ok_or_else(|| format!("{text:?} is not a time; {ALLOWED}"))
+        .ok_or_else(|| format!("{text:?} is not a time; write {ALLOWED}"))
         .map(|time| Timestamp(time.as_millisecond()))
 }
 

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::{
     exit::{Exit, Failure, Outcome},
     global::Global,
-    output::{self, line, note, table},
+    output::{self, count, line, note, table},
     position::{Position, position},
     times::rfc3339,
 };
@@ -129,8 +129,11 @@ impl Create {
         let settings: Vec<_> = self.set.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         match admin.create_topic(&self.topic, self.partitions.unwrap_or(0), &settings).await {
             Ok(topic) if !quiet => {
-                let plural = if topic.partitions == 1 { "" } else { "s" };
-                note(format!("made topic {} with {} partition{plural}", topic.name, topic.partitions));
+                note(format!(
+                    "made topic {} with {}",
+                    topic.name,
+                    count(topic.partitions.into(), "partition")
+                ));
             }
             Ok(_) => {}
             Err(error) if self.if_not_exists && error.is("TOPIC_EXISTS") => {
@@ -164,10 +167,10 @@ impl Describe {
         }
         let summary = &topic.summary;
         line(format!(
-            "topic {} ({}), {} partitions, made {}{}\n",
+            "topic {} ({}), {}, made {}{}\n",
             summary.name,
             summary.id,
-            summary.partitions,
+            count(summary.partitions.into(), "partition"),
             rfc3339(summary.created),
             if summary.internal { ", the server's own" } else { "" }
         ))?;

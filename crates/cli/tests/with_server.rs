@@ -243,7 +243,7 @@ fn the_banner_says_what_to_type_as_long_as_there_is_nothing() {
     server.ok(&["topic", "create", "visits"]);
     drop(server);
     let old = banner("data");
-    assert!(old.contains("(1 topics, 1 partitions)") && !old.contains("Type next"), "{old}");
+    assert!(old.contains("(1 topic, 1 partition)") && !old.contains("Type next"), "{old}");
 }
 
 #[test]

@@ -160,10 +160,12 @@ impl Produce {
             }
         };
         progress.end();
-        if !global.quiet {
+        let outcome = self.conclude(fed, came?);
+        // A run that failed at its first line has said so.
+        if !global.quiet && (outcome.is_ok() || !tally.is_empty()) {
             note(tally.summary(begun.elapsed()));
         }
-        self.conclude(fed, came?)
+        outcome
     }
 
     fn producer(&self, global: &Global) -> Result<Producer, Failure> {

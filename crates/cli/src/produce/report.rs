@@ -15,7 +15,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use rimstone_types::ByteCount;
 use tokio::time::Instant;
 
-use crate::{logs, output::note};
+use crate::{
+    logs,
+    output::{count, note},
+};
 
 /// How often progress is shown: often enough to look alive, too seldom to cost anything.
 const BAR_EVERY: Duration = Duration::from_millis(200);
@@ -53,6 +56,11 @@ impl Tally {
         counter.fetch_add(count, Ordering::Relaxed);
     }
 
+    /// Whether nothing is stored.
+    pub(crate) fn is_empty(&self) -> bool {
+        Self::get(&self.stored) == 0
+    }
+
     fn get(counter: &AtomicU64) -> u64 {
         counter.load(Ordering::Relaxed)
     }
@@ -63,7 +71,8 @@ impl Tally {
         let bytes = Self::get(&self.stored_bytes);
         let seconds = elapsed.as_secs_f64().max(1e-3);
         let mut line = format!(
-            "stored {stored} records, {}, in {seconds:.1} s: {:.0} records/s, {}/s",
+            "stored {}, {}, in {seconds:.1} s: {:.0} records/s, {}/s",
+            count(stored, "record"),
             ByteCount(bytes),
             stored as f64 / seconds,
             ByteCount((bytes as f64 / seconds) as u64),
