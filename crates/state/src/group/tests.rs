@@ -1,5 +1,7 @@
 mod assign;
 mod common;
+mod histories;
 mod membership;
+mod model;
 mod offsets;
 mod records;

@@ -13,8 +13,15 @@ pub struct Told {
     epoch: GroupEpoch,
     /// What the client reads, as far as this session knows: claimed when it came, or started; not yet stopped.
     reads: BTreeSet<(TopicName, PartitionIndex)>,
-    /// What it was told to stop, with the epoch of then: told at a later epoch, it is another stop.
-    stops: BTreeMap<(TopicName, PartitionIndex), GroupEpoch>,
+    /// What it was told to stop and the shard has not seen let go.
+    stops: BTreeMap<(TopicName, PartitionIndex), Stop>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stop {
+    /// The epoch that it was told with: at a later one it is another stop.
+    epoch: GroupEpoch,
+    answered: bool,
 }
 
 /// What is new to the client.
@@ -23,7 +30,7 @@ pub struct ToTell {
     /// The member's epoch.
     pub epoch: GroupEpoch,
     /// To be told first. Only the client's answer confirms a stop, so it is told also what this session has
-    /// never started; it answers at once for what it does not read.
+    /// never started; it answers at once for what it does not read, and once for each stop.
     pub stop: Vec<(TopicName, PartitionIndex)>,
     /// From now on the member's.
     pub start: Vec<(TopicName, PartitionIndex)>,
@@ -50,18 +57,36 @@ impl Told {
         };
         let (owned, stopping) = (places(&view.assignment.owned), places(&view.assignment.stopping));
         self.stops.retain(|place, _| stopping.contains(place));
-        let is_new = |place: &(_, _)| self.stops.insert(place.clone(), view.epoch) != Some(view.epoch);
-        let stop = stopping.into_iter().filter(is_new).collect();
+        let mut is_new = |place: &(_, _)| {
+            let known = self.stops.get(place).is_some_and(|stop| stop.epoch == view.epoch);
+            if !known {
+                self.stops.insert(place.clone(), Stop { epoch: view.epoch, answered: false });
+            }
+            !known
+        };
+        let stop = stopping.into_iter().filter(|place| is_new(place)).collect();
         let start: Vec<_> = owned.difference(&self.reads).cloned().collect();
         self.reads.extend(start.iter().cloned());
         ToTell { epoch: view.epoch, stop, start }
     }
 
-    /// The client has stopped these, and the shard has taken its word for it.
-    pub fn stopped<'a>(&mut self, places: impl IntoIterator<Item = &'a (TopicName, PartitionIndex)>) {
+    /// The client says that it has stopped these: those for which that answers a stop of this session, to be
+    /// confirmed to the shard. The others are passed over: the client could have said it before it was started
+    /// again.
+    pub fn stopped(
+        &mut self,
+        places: impl IntoIterator<Item = (TopicName, PartitionIndex)>,
+    ) -> Vec<(TopicName, PartitionIndex)> {
+        let mut answers = Vec::new();
         for place in places {
-            self.reads.remove(place);
+            match self.stops.get_mut(&place) {
+                Some(stop) if !stop.answered => stop.answered = true,
+                _ => continue,
+            }
+            self.reads.remove(&place);
+            answers.push(place);
         }
+        answers
     }
 
     /// Whether records of a partition are to be sent: the client reads it and was not told to stop.

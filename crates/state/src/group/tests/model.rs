@@ -7,7 +7,8 @@ use rimstone_types::{GroupEpoch, MemberId, PartitionIndex, TopicName};
 
 use super::common::{TestTopics, at, group, offset};
 use crate::group::{
-    Commit, Committer, Decision, GroupError, GroupRecord, Groups, Join, MemberView, Removal,
+    Commit, Committer, Decision, FencedBecause, GroupError, GroupRecord, Groups, Join, MemberView, Removal,
+    Told,
 };
 
 pub(super) type Place = (TopicName, PartitionIndex);
@@ -18,18 +19,28 @@ type Bytes = (Vec<u8>, Option<Vec<u8>>);
 
 #[derive(Debug)]
 pub(super) enum ToServer {
-    Join(Join),
+    /// With the life that the process then believed to be in.
+    Join(Join, Option<Life>),
     Stopped(Vec<Place>),
     Commit(Vec<Place>),
-    Leave { for_good: bool },
+    Leave {
+        for_good: bool,
+    },
 }
 
 #[derive(Debug, Clone)]
 pub(super) enum ToClient {
-    Joined { epoch: GroupEpoch, resumed: bool, life: Life },
+    Joined {
+        epoch: GroupEpoch,
+        resumed: bool,
+        life: Life,
+    },
     Start(GroupEpoch, Vec<Place>),
     Stop(GroupEpoch, Vec<Place>),
+    /// The session is over: drop everything.
     Fenced,
+    /// Another connection has taken the session over.
+    Closed,
 }
 
 /// What leaves the shard once what it was decided on is durable.
@@ -37,6 +48,7 @@ pub(super) enum ToClient {
 enum Out {
     Joined { conn: usize, epoch: GroupEpoch, resumed: bool },
     Fenced { conn: usize },
+    Closed { conn: usize },
     Ended(Life),
     Views(BTreeMap<MemberId, (Life, MemberView)>),
 }
@@ -49,10 +61,7 @@ struct Session {
     open: bool,
     /// Replaced, fenced or left: nothing that comes over it counts.
     ended: bool,
-    /// What the client was told to start and has not confirmed to have stopped.
-    told: BTreeSet<Place>,
-    told_to_stop: BTreeSet<Place>,
-    epoch: GroupEpoch,
+    told: Told,
 }
 
 #[derive(Debug)]
@@ -75,6 +84,8 @@ pub(super) struct Process {
     pub(super) life: Option<Life>,
     pub(super) owned: BTreeSet<Place>,
     pub(super) stopping: BTreeSet<Place>,
+    /// What it was told to stop on this connection and has not answered.
+    pub(super) to_answer: BTreeSet<Place>,
 }
 
 impl Process {
@@ -83,6 +94,7 @@ impl Process {
         self.life = None;
         self.owned.clear();
         self.stopping.clear();
+        self.to_answer.clear();
     }
 
     pub(super) fn reads(&self) -> impl Iterator<Item = &Place> {
@@ -148,22 +160,22 @@ impl World {
     pub(super) fn serve(&mut self, conn: usize) {
         let Some(message) = self.conns[conn].to_server.pop_front() else { return };
         match message {
-            ToServer::Join(join) => self.serve_join(conn, &join),
+            ToServer::Join(join, believed) => self.serve_join(conn, &join, believed),
             message => {
                 let session = self.conns[conn].session.as_ref().filter(|session| !session.ended);
                 let Some(session) = session else { return };
-                let (member, epoch) = (session.member.clone(), session.epoch);
+                let member = session.member.clone();
                 match message {
-                    ToServer::Stopped(places) => self.serve_stopped(conn, &member, epoch, &places),
+                    ToServer::Stopped(places) => self.serve_stopped(conn, &member, places),
                     ToServer::Commit(places) => self.serve_commit(conn, &member, &places),
                     ToServer::Leave { for_good } => self.remove(&member, Removal::Leave { for_good }),
-                    ToServer::Join(_) => unreachable!("matched above"),
+                    ToServer::Join(..) => unreachable!("matched above"),
                 }
             }
         }
     }
 
-    fn serve_join(&mut self, conn: usize, join: &Join) {
+    fn serve_join(&mut self, conn: usize, join: &Join, believed: Option<Life>) {
         let decision = match self.live.join(join, &self.topics, at(1)) {
             Ok(decision) => decision,
             Err(GroupError::Fenced { .. }) => {
@@ -175,62 +187,60 @@ impl World {
         let joined = self.submit(decision);
         if let Some(replaced) = &joined.replaced {
             self.saw(if *replaced == join.member { "replaced itself" } else { "replaced an instance" });
-            self.end_life(&replaced.clone());
+            self.end_life(replaced);
         }
-        let process = self.conns[conn].process;
         let life = match joined.resumed {
             true => {
                 let life = self.lives[&join.member];
-                assert_eq!(self.processes[process].life, Some(life), "a zombie goes on with another's life");
+                assert_eq!(believed, Some(life), "a zombie goes on with another's life");
                 self.saw("resumed");
                 life
             }
             false => {
+                self.end_life(&join.member);
                 self.next_life += 1;
                 self.lives.insert(join.member.clone(), self.next_life);
                 self.next_life
             }
         };
-        for conn in &mut self.conns {
-            if let Some(session) = conn.session.as_mut().filter(|session| session.member == join.member) {
+        for (other, other_conn) in self.conns.iter_mut().enumerate() {
+            let session = other_conn.session.as_mut().filter(|session| session.member == join.member);
+            if let Some(session) = session.filter(|session| !session.ended) {
                 session.ended = true;
+                self.parked.push_back((self.log.len(), Out::Closed { conn: other }));
             }
         }
         let view = self.live.view(&group(), &join.member).expect("it is a member");
         assert_eq!(view.epoch, joined.epoch);
-        let claims = join.owned.iter().filter(|_| joined.resumed);
-        let told: BTreeSet<_> = claims.cloned().collect();
+        let claimed: Vec<_> = join.owned.iter().filter(|_| joined.resumed).cloned().collect();
         let held = |(topic, index): &Place| view.assignment.holds(topic, *index);
-        assert!(told.iter().all(held), "it goes on with what it does not hold");
-        self.conns[conn].session = Some(Session {
-            member: join.member.clone(),
-            life,
-            open: false,
-            ended: false,
-            told,
-            told_to_stop: BTreeSet::new(),
-            epoch: joined.epoch,
-        });
+        assert!(claimed.iter().all(held), "it goes on with what it does not hold");
+        let told = Told::new(joined.epoch, claimed);
+        let session = Session { member: join.member.clone(), life, open: false, ended: false, told };
+        self.conns[conn].session = Some(session);
         self.park(Out::Joined { conn, epoch: joined.epoch, resumed: joined.resumed });
         self.publish();
     }
 
-    fn serve_stopped(&mut self, conn: usize, member: &MemberId, epoch: GroupEpoch, places: &[Place]) {
-        let decision = self.live.confirm_stop(&group(), member, epoch, places);
-        let decision = decision.expect("a session that has not ended confirms what it was told to stop");
-        self.submit(decision);
+    fn serve_stopped(&mut self, conn: usize, member: &MemberId, places: Vec<Place>) {
         let session = self.conns[conn].session.as_mut().expect("there");
-        for place in places {
-            session.told.remove(place);
-            session.told_to_stop.remove(place);
+        let answers = session.told.stopped(places);
+        let decision = self.live.confirm_stop(&group(), member, session.told.epoch(), &answers);
+        match decision {
+            Ok(decision) => drop(self.submit(decision)),
+            // It was timed out, and will hear of it when that is durable.
+            Err(GroupError::Fenced { because: FencedBecause::UnknownMember, .. }) => return,
+            Err(error) => panic!("a session confirms what it was told to stop: {error}"),
         }
         self.publish();
         self.saw("stopped");
     }
 
     fn serve_commit(&mut self, conn: usize, member: &MemberId, places: &[Place]) {
-        let places: Vec<_> = places.iter().filter(|(topic, _)| self.topics.topics.contains_key(topic)).collect();
-        let offsets = places.iter().map(|(topic, index)| offset(&self.topics, &format!("{topic}:{index}"), 150));
+        let places: Vec<_> =
+            places.iter().filter(|(topic, _)| self.topics.topics.contains_key(topic)).collect();
+        let offsets =
+            places.iter().map(|(topic, index)| offset(&self.topics, &format!("{topic}:{index}"), 150));
         let by = Committer::Session(member);
         let commit = Commit { group: &group(), by, offsets: offsets.collect() };
         match self.live.commit(commit, at(2)) {
@@ -276,19 +286,21 @@ impl World {
     /// Up to this many more batches become durable, and what waited for them leaves. Views are levels: with
     /// `only_last`, those in between are passed over.
     pub(super) fn flush(&mut self, batches: usize, only_last: bool) {
-        self.durable = self.log.len().min(self.durable + batches);
+        self.durable = self.log.len().min(self.durable.saturating_add(batches));
         let ready = self.parked.iter().take_while(|(version, _)| *version <= self.durable).count();
         let outs: Vec<_> = self.parked.drain(..ready).map(|(_, out)| out).collect();
         let last = outs.iter().rposition(|out| matches!(out, Out::Views(_)));
         for (position, out) in outs.into_iter().enumerate() {
             match out {
                 Out::Joined { conn, epoch, resumed } => {
-                    if let Some(session) = self.conns[conn].session.as_mut().filter(|session| !session.ended) {
+                    if let Some(session) = self.conns[conn].session.as_mut().filter(|session| !session.ended)
+                    {
                         session.open = true;
                         let life = session.life;
                         self.conns[conn].to_client.push_back(ToClient::Joined { epoch, resumed, life });
                     }
                 }
+                Out::Closed { conn } => self.conns[conn].to_client.push_back(ToClient::Closed),
                 Out::Fenced { conn } => self.conns[conn].to_client.push_back(ToClient::Fenced),
                 Out::Ended(life) => {
                     self.ended.insert(life);
@@ -369,10 +381,11 @@ impl World {
         let mut join = this.join.clone();
         join.epoch = this.epoch;
         join.owned = this.reads().cloned().collect();
+        this.to_answer.clear();
         this.conn = Some(self.conns.len());
         self.conns.push(Conn {
             process,
-            to_server: VecDeque::from([ToServer::Join(join)]),
+            to_server: VecDeque::from([ToServer::Join(join, this.life)]),
             to_client: VecDeque::new(),
             open: true,
             session: None,
@@ -388,9 +401,12 @@ impl World {
         }
     }
 
-    /// A client takes the next message.
+    /// A client takes the next message, unless it has given the connection up.
     pub(super) fn deliver(&mut self, conn: usize) {
         let Some(message) = self.conns[conn].to_client.pop_front() else { return };
+        if !self.conns[conn].open {
+            return;
+        }
         let process = &mut self.processes[self.conns[conn].process];
         match message {
             ToClient::Joined { epoch, resumed, life } => {
@@ -413,11 +429,20 @@ impl World {
             ToClient::Stop(epoch, places) => {
                 assert!(epoch >= process.epoch, "epochs go up");
                 process.epoch = epoch;
-                for place in places {
-                    assert!(process.owned.remove(&place) || process.stopping.contains(&place));
-                    process.stopping.insert(place);
+                // What it does not read it answers for at once.
+                let (reads, idle): (Vec<_>, _) =
+                    places.into_iter().partition(|place| process.reads().any(|read| read == place));
+                for place in reads {
+                    process.owned.remove(&place);
+                    process.stopping.insert(place.clone());
+                    process.to_answer.insert(place);
+                }
+                if !idle.is_empty() {
+                    self.saw("confirmed what it does not read");
+                    self.conns[conn].to_server.push_back(ToServer::Stopped(idle));
                 }
             }
+            ToClient::Closed => self.cut(conn),
             ToClient::Fenced => {
                 process.drop_everything();
                 self.cut(conn);
@@ -447,21 +472,12 @@ impl Conn {
         let Some((_, view)) = views.get(&session.member).filter(|(life, _)| *life == session.life) else {
             return;
         };
-        let places = |partitions: &crate::group::Partitions| -> BTreeSet<Place> {
-            partitions.iter().map(|(topic, _, index)| (topic.clone(), index)).collect()
-        };
-        let (owned, stopping) = (places(&view.assignment.owned), places(&view.assignment.stopping));
-        session.epoch = session.epoch.max(view.epoch);
-        let stop: Vec<_> = stopping.intersection(&session.told).cloned().collect();
-        let stop: Vec<_> = stop.into_iter().filter(|place| session.told_to_stop.insert(place.clone())).collect();
-        if !stop.is_empty() {
-            self.to_client.push_back(ToClient::Stop(view.epoch, stop));
+        let tell = session.told.show(view);
+        if !tell.stop.is_empty() {
+            self.to_client.push_back(ToClient::Stop(tell.epoch, tell.stop));
         }
-        // What was confirmed and is not durable yet is still `stopping` here, and not to be told again.
-        let start: Vec<_> = owned.difference(&session.told).cloned().collect();
-        if !start.is_empty() {
-            session.told.extend(start.iter().cloned());
-            self.to_client.push_back(ToClient::Start(view.epoch, start));
+        if !tell.start.is_empty() {
+            self.to_client.push_back(ToClient::Start(tell.epoch, tell.start));
         }
     }
 }
