@@ -19,6 +19,7 @@ use crate::{
     catalog::Catalog,
     clock::Clock,
     config::BrokerConfig,
+    coordinator::Coordinator,
     error::{Failure, Reason, ShuttingDown},
     groups::CommitTable,
     lag::LagTable,
@@ -50,8 +51,9 @@ pub(crate) struct Inner {
     pub(crate) topics: TopicTable,
     pub(crate) producers: Producers,
     pub(crate) sessions: Sessions,
+    pub(crate) coordinator: Coordinator,
     /// Durable commits and owners of groups.
-    #[allow(dead_code)] // read by lag, which comes next
+    /// Durable commits and owners of groups.
     pub(crate) commits: CommitTable,
     /// What was counted from each commit.
     pub(crate) lag: LagTable,

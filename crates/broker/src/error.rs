@@ -51,12 +51,20 @@ pub enum Reason {
     AppendUndone,
     AppendUnknown,
     DataDamaged,
+    GroupNotFound,
+    GroupExists,
+    GroupNotEmpty,
+    MemberFenced,
+    PartitionNotOwned,
+    StartPositionNeeded,
+    CoordinatorLoading,
+    PlanChanged,
     Internal,
 }
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 40] = [
         Self::TopicNotFound,
         Self::PartitionNotFound,
         Self::ProducerNotFound,
@@ -88,6 +96,14 @@ impl Reason {
         Self::AppendUndone,
         Self::AppendUnknown,
         Self::DataDamaged,
+        Self::GroupNotFound,
+        Self::GroupExists,
+        Self::GroupNotEmpty,
+        Self::MemberFenced,
+        Self::PartitionNotOwned,
+        Self::StartPositionNeeded,
+        Self::CoordinatorLoading,
+        Self::PlanChanged,
         Self::Internal,
     ];
 
@@ -125,6 +141,14 @@ impl Reason {
             Self::AppendUndone => "APPEND_UNDONE",
             Self::AppendUnknown => "APPEND_UNKNOWN",
             Self::DataDamaged => "DATA_DAMAGED",
+            Self::GroupNotFound => "GROUP_NOT_FOUND",
+            Self::GroupExists => "GROUP_EXISTS",
+            Self::GroupNotEmpty => "GROUP_NOT_EMPTY",
+            Self::MemberFenced => "MEMBER_FENCED",
+            Self::PartitionNotOwned => "PARTITION_NOT_OWNED",
+            Self::StartPositionNeeded => "START_POSITION_NEEDED",
+            Self::CoordinatorLoading => "COORDINATOR_LOADING",
+            Self::PlanChanged => "PLAN_CHANGED",
             Self::Internal => "INTERNAL",
         }
     }
@@ -134,6 +158,8 @@ impl Reason {
         match self {
             // Room comes back with the next group, a few milliseconds later; 50 ms keeps a crowd from spinning.
             Self::Backpressure | Self::AppendUndone => Some(Duration::from_millis(50)),
+            // A shard of offsets loads in well under a second.
+            Self::CoordinatorLoading => Some(Duration::from_millis(200)),
             // What a bound counts (waits, readers, producers) goes away by somebody's action.
             Self::LimitReached | Self::TooManyProducers => Some(Duration::from_secs(1)),
             // Space comes back by retention or by an operator.
@@ -192,6 +218,12 @@ macro_rules! failures_of {
         }
     };
 }
+
+mod groups;
+pub use groups::{
+    CoordinatorLoading, GroupRequestError, OffsetCommitError, PlanChanged, SessionFenced, SessionFencedWhy,
+    StartPositionNeeded,
+};
 
 failures_of! {
     /// Why the catalog could not take a record.

@@ -10,6 +10,9 @@ mod broker;
 mod catalog;
 mod clock;
 mod config;
+// Sessions of members, which come next, use the rest of it.
+#[allow(dead_code)]
+mod coordinator;
 mod decode;
 mod error;
 mod fetch;
@@ -34,15 +37,17 @@ pub use clock::{Clock, SystemClock};
 pub use config::BrokerConfig;
 pub use decode::{Decoded, StoredRecord, decode};
 pub use error::{
-    AlterTopicError, BatchCorrupt, BatchTooLarge, CatalogError, CatalogUnreadable, CreateTopicError,
-    DeleteProducerError, DeleteRecordsError, DeleteTopicError, Details, Failure, FetchError, FewerPartitions,
-    IdUnknown, InitProducerError, InvalidRequest, KeyRequired, LagError, LimitReached, ListOffsetsError,
-    NoRoom, OutOfRange, PartitionAppendError, PartitionNotFound, PartitionReadError, PartitionUnavailable,
+    AlterTopicError, BatchCorrupt, BatchTooLarge, CatalogError, CatalogUnreadable, CoordinatorLoading,
+    CreateTopicError, DeleteProducerError, DeleteRecordsError, DeleteTopicError, Details, Failure,
+    FetchError, FewerPartitions, GroupRequestError, IdUnknown, InitProducerError, InvalidRequest,
+    KeyRequired, LagError, LimitReached, ListOffsetsError, NoRoom, OffsetCommitError, OutOfRange,
+    PartitionAppendError, PartitionNotFound, PartitionReadError, PartitionUnavailable, PlanChanged,
     ProduceError, ProducerFenced, ProducerNotFound, ProducerStateError, ReadError, Reason, RecordTooLarge,
-    ResendFirst, ReserveError, ReservedName, ShuttingDown, StartError, SubmitRefused, TimestampTooFar,
-    TopicExists, TopicNotFound, Undecodable,
+    ResendFirst, ReserveError, ReservedName, SessionFenced, SessionFencedWhy, ShuttingDown, StartError,
+    StartPositionNeeded, SubmitRefused, TimestampTooFar, TopicExists, TopicNotFound, Undecodable,
 };
 pub use fetch::{FetchAnswer, FetchPartition, FetchRequest, Fetched, FetchedPartition};
+pub use groups::{CommitRequest, CommittedOffset, GroupDescription, OffsetCommitted, OffsetToCommit};
 pub use lag::{LagReport, LagRequest, LagUnknown, MeasuredLag, PartitionLag, PartitionOwner, TopicSum};
 pub use limits::Limits;
 pub use offsets::{FoundOffset, OffsetQuery, PartitionOffset};
@@ -56,6 +61,10 @@ pub use read::{
 };
 pub use reserve::Reservation;
 pub use settings::{SettingError, TopicSetting, TopicSettings};
-// What the calls above take and answer, so that the doors need not know the store.
+// What the calls above take and answer, so that the doors need not know the rooms below.
+pub use rimstone_state::group::{
+    Assignor, CommitError, Committed, Description, FencedBecause, GroupError, GroupState, MemberDescription,
+    OffsetValue, Partitions, Summary as GroupSummary,
+};
 pub use rimstone_store::{Health, ReadBatch, StoreState, Visibility};
 pub use topics::{PartitionDescription, TopicDescription, TopicSummary};

@@ -45,6 +45,12 @@ pub struct Limits {
     pub fetch_wait: Duration,
     /// Readers at one time: each holds a task, its subscriptions and up to one message.
     pub readers: usize,
+    /// Offsets in one commit, or partitions in one question for them: as many as a server has partitions.
+    pub offsets_per_request: usize,
+    /// Groups in one answer to a listing.
+    pub listed_groups: usize,
+    /// Sessions of group members at one time: each holds a task, its subscriptions and up to one message.
+    pub group_sessions: usize,
     /// Producers in one answer to a listing.
     pub listed_producers: usize,
     /// Partitions, of all groups together, in one answer of lag: about 100 bytes each.
@@ -72,6 +78,9 @@ impl Default for Limits {
             waiting_fetches: 10_000,
             fetch_wait: Duration::from_secs(60),
             readers: 1_000,
+            offsets_per_request: 10_000,
+            listed_groups: 10_000,
+            group_sessions: 4_000,
             listed_producers: 10_000,
             lag_partitions: 100_000,
         }

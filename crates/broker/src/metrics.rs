@@ -1,6 +1,7 @@
 //! What the broker counts, as classic Prometheus text. Not here: the HTTP that serves it (`rimstone-web`).
 
 mod collector;
+mod groups;
 mod lag;
 
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Registry, TextEncoder};
@@ -8,6 +9,7 @@ use rimstone_store::ReadBatch;
 use rimstone_types::TopicName;
 
 pub(crate) use collector::StateCollector;
+use groups::GroupCounters;
 
 use crate::error::{Failure, Reason};
 
@@ -24,6 +26,7 @@ pub(crate) struct Metrics {
     duplicate_batches: IntCounterVec,
     fetched_records: IntCounterVec,
     fetched_bytes: IntCounterVec,
+    pub(crate) groups: GroupCounters,
     pub(crate) produce_seconds: Histogram,
     pub(crate) fetch_seconds: Histogram,
 }
@@ -56,6 +59,7 @@ impl Metrics {
                 "rimstone_fetched_bytes_total",
                 "Bytes of batches read for clients, as stored.",
             ),
+            groups: GroupCounters::new(&registry),
             produce_seconds: latency(
                 &registry,
                 "rimstone_produce_duration_seconds",

@@ -9,12 +9,13 @@ use parking_lot::RwLock;
 use rimstone_store::{PartitionStore, StoreInfo};
 use rimstone_types::{PartitionId, PartitionIndex, ProducerId, Timestamp, TopicId, TopicName};
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use crate::{
     broker::Broker,
     error::{
-        DeleteRecordsError, PartitionNotFound, PartitionReadError, PartitionUnavailable, ProduceError,
-        TopicNotFound,
+        DeleteRecordsError, OffsetCommitError, PartitionNotFound, PartitionReadError, PartitionUnavailable,
+        ProduceError, TopicNotFound,
     },
     metrics::TopicCounters,
     settings::{Overrides, TopicSetting, TopicSettings},
@@ -183,28 +184,46 @@ impl Topic {
 
 /// All topics, internal ones too.
 #[derive(Debug, Default)]
-pub(crate) struct TopicTable(RwLock<BTreeMap<TopicName, Arc<Topic>>>);
+pub(crate) struct TopicTable {
+    topics: RwLock<BTreeMap<TopicName, Arc<Topic>>>,
+    /// Goes up with every change, after the change can be read.
+    version: watch::Sender<u64>,
+}
 
 impl TopicTable {
     pub(crate) fn get(&self, name: &TopicName) -> Result<Arc<Topic>, TopicNotFound> {
-        self.0.read().get(name).cloned().ok_or_else(|| TopicNotFound { topic: name.clone() })
+        self.topics.read().get(name).cloned().ok_or_else(|| TopicNotFound { topic: name.clone() })
     }
 
     pub(crate) fn all(&self) -> Vec<Arc<Topic>> {
-        self.0.read().values().cloned().collect()
+        self.topics.read().values().cloned().collect()
     }
 
     pub(crate) fn put(&self, topic: Arc<Topic>) {
-        self.0.write().insert(topic.name.clone(), topic);
+        self.topics.write().insert(topic.name.clone(), topic);
+        self.version.send_modify(|version| *version += 1);
     }
 
     fn remove(&self, name: &TopicName) {
-        self.0.write().remove(name);
+        self.topics.write().remove(name);
+        self.version.send_modify(|version| *version += 1);
+    }
+
+    /// Resolves on changes.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
+    }
+
+    /// The topics whose names begin so, without the server's own.
+    pub(crate) fn names_with_prefix(&self, prefix: &str) -> Vec<TopicName> {
+        let topics = self.topics.read();
+        let names = topics.keys().filter(|name| name.as_str().starts_with(prefix) && !name.is_internal());
+        names.cloned().collect()
     }
 
     /// Topics and partitions there are, internal ones not counted.
     pub(crate) fn count(&self) -> (u32, u32) {
-        let table = self.0.read();
+        let table = self.topics.read();
         let users = table.values().filter(|topic| !topic.name.is_internal());
         users.fold((0, 0), |(topics, partitions), topic| (topics + 1, partitions + topic.partition_count()))
     }
@@ -243,6 +262,7 @@ macro_rules! from_slot_error {
 from_slot_error!(
     ProduceError::PartitionNotFound,
     DeleteRecordsError::PartitionNotFound,
+    OffsetCommitError::PartitionNotFound,
     PartitionReadError::NotFound
 );
 

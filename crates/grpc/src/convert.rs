@@ -5,7 +5,7 @@ use rimstone_broker::{ProducerPartition, ProducerState, ReadBatch, Reason, Store
 use rimstone_proto::v1;
 use rimstone_record::Header;
 use rimstone_types::{
-    GroupName, InvalidName, LogEnds, Numbering, Offset, ProducerEpoch, ProducerId, ProducerName,
+    GroupName, InvalidName, LogEnds, MemberId, Numbering, Offset, ProducerEpoch, ProducerId, ProducerName,
     RequestNumber, TopicName,
 };
 
@@ -19,16 +19,20 @@ pub(crate) fn topic_names(names: &[String]) -> Result<Vec<TopicName>, Refusal> {
     names.iter().map(|name| topic_name(name)).collect()
 }
 
-pub(crate) fn group_name(name: &str) -> Result<GroupName, Refusal> {
-    name.parse().map_err(|error| invalid_name("group", error))
-}
-
 pub(crate) fn group_names(names: &[String]) -> Result<Vec<GroupName>, Refusal> {
     names.iter().map(|name| group_name(name)).collect()
 }
 
 pub(crate) fn producer_name(name: &str) -> Result<ProducerName, Refusal> {
     name.parse().map_err(|error| invalid_name("producer", error))
+}
+
+pub(crate) fn group_name(name: &str) -> Result<GroupName, Refusal> {
+    name.parse().map_err(|error| invalid_name("group", error))
+}
+
+pub(crate) fn member_id(name: &str) -> Result<MemberId, Refusal> {
+    name.parse().map_err(|error| invalid_name("member", error))
 }
 
 fn invalid_name(what: &str, error: InvalidName) -> Refusal {

@@ -10,6 +10,7 @@ mod consume;
 mod convert;
 mod door;
 mod explain;
+mod group;
 mod lag;
 mod options;
 mod produce;

@@ -12,8 +12,11 @@ use crate::refusal::{Refusal, SHUTTING_DOWN};
 /// The code that stands for a reason.
 pub(crate) const fn code(reason: Reason) -> Code {
     match reason {
-        Reason::TopicNotFound | Reason::PartitionNotFound | Reason::ProducerNotFound => Code::NotFound,
-        Reason::TopicExists => Code::AlreadyExists,
+        Reason::TopicNotFound
+        | Reason::PartitionNotFound
+        | Reason::ProducerNotFound
+        | Reason::GroupNotFound => Code::NotFound,
+        Reason::TopicExists | Reason::GroupExists => Code::AlreadyExists,
         Reason::InvalidName
         | Reason::InvalidRequest
         | Reason::InvalidSetting
@@ -30,7 +33,12 @@ pub(crate) const fn code(reason: Reason) -> Code {
         | Reason::ResendFirst
         | Reason::NumberingMixed
         | Reason::ProducerFenced
-        | Reason::ExpectedEndNotMet => Code::FailedPrecondition,
+        | Reason::ExpectedEndNotMet
+        | Reason::GroupNotEmpty
+        | Reason::PartitionNotOwned
+        | Reason::StartPositionNeeded
+        | Reason::PlanChanged => Code::FailedPrecondition,
+        Reason::MemberFenced => Code::Aborted,
         Reason::TooManyProducers | Reason::Backpressure | Reason::LimitReached | Reason::DiskFull => {
             Code::ResourceExhausted
         }
@@ -38,7 +46,8 @@ pub(crate) const fn code(reason: Reason) -> Code {
         | Reason::PartitionUnavailable
         | Reason::ShuttingDown
         | Reason::AppendUndone
-        | Reason::AppendUnknown => Code::Unavailable,
+        | Reason::AppendUnknown
+        | Reason::CoordinatorLoading => Code::Unavailable,
         Reason::DataDamaged => Code::DataLoss,
         Reason::Internal => Code::Internal,
     }

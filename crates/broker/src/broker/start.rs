@@ -17,6 +17,7 @@ use crate::{
     catalog::{CATALOG_TOPIC, Catalog, CatalogRecord, Loaded, ServerValue, TopicValue, catalog_config},
     clock::Clock,
     config::BrokerConfig,
+    coordinator::{Coordinator, OFFSETS_TOPIC, offsets_settings},
     error::StartError,
     groups::CommitTable,
     lag::LagTable,
@@ -69,6 +70,7 @@ impl Broker {
             started: now,
             topics,
             producers: Producers::new(loaded.producers, loaded.ids),
+            coordinator: Coordinator::default(),
             commits: CommitTable::default(),
             lag: LagTable::default(),
             sessions: Sessions::new(limits.sessions, limits.open_requests_per_producer),
@@ -87,6 +89,9 @@ impl Broker {
         });
         inner.metrics.collect_from(StateCollector(Arc::downgrade(&inner)));
         inner.tasks.spawn(Arc::clone(&inner).keep_lag());
+        if let Some(topic) = inner.offsets_topic() {
+            inner.start_shards(&topic);
+        }
         let every = inner.config.maintenance_interval;
         if !every.is_zero() {
             inner.tasks.spawn(Arc::clone(&inner).run_maintenance(every));
@@ -133,7 +138,10 @@ async fn open_topic(
     name: &TopicName,
     value: &TopicValue,
 ) -> Result<Topic, SettingError> {
-    let settings = defaults.with(&value.settings)?;
+    let settings = match name.as_str() {
+        OFFSETS_TOPIC => offsets_settings(defaults),
+        _ => defaults.with(&value.settings)?,
+    };
     let open = |partition| {
         let id = PartitionId { topic: value.id, partition: PartitionIndex(partition) };
         let config = settings.partition.clone();

@@ -83,6 +83,7 @@ impl CommitTable {
     }
 
     /// What is known of one group; `None` if it has neither offsets nor owners.
+    #[cfg(test)]
     pub(crate) fn group(&self, group: &GroupName) -> Option<GroupCommits> {
         self.groups.read().get(group).cloned()
     }

@@ -145,7 +145,10 @@ async fn a_question_reads_the_table_and_not_the_log() {
 
 fn series(broker: &Broker) -> Vec<String> {
     let text = broker.metrics_text();
-    text.lines().filter(|line| line.starts_with("rimstone_group_")).map(str::to_owned).collect()
+    text.lines()
+        .filter(|line| line.starts_with("rimstone_group_") && line.contains("_lag_"))
+        .map(str::to_owned)
+        .collect()
 }
 
 #[tokio::test]

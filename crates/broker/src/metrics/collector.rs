@@ -23,6 +23,7 @@ impl Collector for StateCollector {
     fn collect(&self) -> Vec<MetricFamily> {
         let Some(inner) = self.0.upgrade() else { return Vec::new() };
         let mut families = server(&inner);
+        families.extend(groups(&inner));
         families.extend(partitions(&inner));
         families.extend(store(&inner.storage.statistics()));
         families.extend(super::lag::families(&inner));
@@ -75,6 +76,16 @@ fn server(inner: &Inner) -> Vec<MetricFamily> {
         vec![gauge_of(&[("method", method.name), ("reason", &method.reason)], 1.0)],
     ));
     families
+}
+
+fn groups(inner: &Inner) -> Vec<MetricFamily> {
+    let shards = inner.coordinator.facts();
+    let members = || shards.iter().flat_map(|facts| &facts.members);
+    let series = members().map(|(group, &count)| gauge_of(&[("group", group.as_str())], f64::from(count)));
+    vec![
+        gauge("rimstone_groups", "Consumer groups.", members().count() as f64),
+        family("rimstone_group_members", "Members of a group.", MetricType::GAUGE, series.collect()),
+    ]
 }
 
 /// The value of one partition for one family.

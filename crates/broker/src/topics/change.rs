@@ -11,12 +11,12 @@ use uuid::Uuid;
 use super::{CountSince, Slot, Topic, TopicDescription, TopicSummary};
 use crate::{
     broker::{Broker, Inner, OPENS_AT_ONCE},
-    catalog::CatalogRecord,
+    catalog::{Catalog, CatalogRecord},
     error::{
         AlterTopicError, CatalogError, CreateTopicError, DeleteTopicError, FewerPartitions, InvalidRequest,
         LimitReached, ReservedName, TopicExists,
     },
-    settings::{Overrides, change},
+    settings::{Overrides, TopicSettings, change},
 };
 
 impl Broker {
@@ -98,6 +98,20 @@ impl Inner {
         self.check_partitions(count, count)?;
 
         let id = TopicId(Uuid::new_v4());
+        let topic = self.make_topic(&mut catalog, name, id, count, overrides, settings).await?;
+        Ok(topic.summary())
+    }
+
+    /// Makes the directories of a topic, then the catalog's record, then the entry of the table.
+    pub(crate) async fn make_topic(
+        &self,
+        catalog: &mut Catalog,
+        name: TopicName,
+        id: TopicId,
+        count: u32,
+        overrides: Overrides,
+        settings: TopicSettings,
+    ) -> Result<Arc<Topic>, CreateTopicError> {
         let opened = self.make_partitions(id, 0..count, &settings.partition).await;
         let slots = match opened {
             Ok(slots) => slots,
@@ -118,9 +132,9 @@ impl Inner {
             }
             return Err(error.into());
         }
-        let summary = topic.summary();
-        self.topics.put(Arc::new(topic));
-        Ok(summary)
+        let topic = Arc::new(topic);
+        self.topics.put(Arc::clone(&topic));
+        Ok(topic)
     }
 
     async fn alter_topic(

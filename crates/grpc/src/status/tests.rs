@@ -42,6 +42,14 @@ const TABLE: &[(Reason, &str, Code)] = &[
     (Reason::AppendUndone, "APPEND_UNDONE", Code::Unavailable),
     (Reason::AppendUnknown, "APPEND_UNKNOWN", Code::Unavailable),
     (Reason::DataDamaged, "DATA_DAMAGED", Code::DataLoss),
+    (Reason::GroupNotFound, "GROUP_NOT_FOUND", Code::NotFound),
+    (Reason::GroupExists, "GROUP_EXISTS", Code::AlreadyExists),
+    (Reason::GroupNotEmpty, "GROUP_NOT_EMPTY", Code::FailedPrecondition),
+    (Reason::MemberFenced, "MEMBER_FENCED", Code::Aborted),
+    (Reason::PartitionNotOwned, "PARTITION_NOT_OWNED", Code::FailedPrecondition),
+    (Reason::StartPositionNeeded, "START_POSITION_NEEDED", Code::FailedPrecondition),
+    (Reason::CoordinatorLoading, "COORDINATOR_LOADING", Code::Unavailable),
+    (Reason::PlanChanged, "PLAN_CHANGED", Code::FailedPrecondition),
     (Reason::Internal, "INTERNAL", Code::Internal),
 ];
 

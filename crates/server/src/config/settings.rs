@@ -151,7 +151,7 @@ fn door_limits() -> [Row; 7] {
     ]
 }
 
-fn broker_limits() -> [Row; 20] {
+fn broker_limits() -> [Row; 23] {
     [
         ("topics", count(1, 1_000_000), "10000", "Topics of this server"),
         ("partitions", count(1, 1_000_000), "10000", "Partitions over all topics"),
@@ -226,6 +226,9 @@ fn broker_limits() -> [Row; 20] {
             "The longest that a fetch may wait",
         ),
         ("readers", count(1, 100_000), "1000", "Read streams at one time"),
+        ("offsets_per_request", count(1, 10_000), "10000", "Offsets in one commit or one question for them"),
+        ("group_sessions", count(1, 100_000), "4000", "Consume streams at one time"),
+        ("listed_groups", count(1, 160_000), "10000", "Groups in one answer to a listing"),
         ("listed_producers", count(1, 1_000_000), "10000", "Producers in one answer to a listing"),
         (
             "lag_partitions",

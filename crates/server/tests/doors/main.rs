@@ -5,6 +5,7 @@
 mod admin;
 mod arriving;
 mod consume;
+mod groups;
 mod local;
 mod produce;
 mod produce_stream;

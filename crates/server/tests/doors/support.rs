@@ -5,7 +5,7 @@ use std::{collections::HashMap, future::Future, time::Duration};
 use bytes::Bytes;
 use rimstone_proto::v1::{
     self, admin_service_client::AdminServiceClient, consume_service_client::ConsumeServiceClient,
-    produce_service_client::ProduceServiceClient,
+    group_service_client::GroupServiceClient, produce_service_client::ProduceServiceClient,
 };
 use rimstone_record::{BatchBuilder, Compression, NewRecord, ProducerStamp};
 use rimstone_server::{Config, StartedServer, load_config, start};
@@ -68,6 +68,10 @@ impl Server {
 
     pub(crate) fn consume(&self) -> ConsumeServiceClient<Channel> {
         ConsumeServiceClient::new(self.channel.clone())
+    }
+
+    pub(crate) fn groups(&self) -> GroupServiceClient<Channel> {
+        GroupServiceClient::new(self.channel.clone())
     }
 
     pub(crate) async fn topic(&self, name: &str, partitions: u32) {

@@ -1,0 +1,181 @@
+//! Offsets between the topics that there are and the deciders: what runs within a shard.
+
+use rimstone_state::group::{
+    self, CommitOffset, Committer, Decision, Import, ImportOffset, ImportTo, OffsetValue,
+};
+use rimstone_types::{GroupEpoch, GroupName, MemberId, PartitionIndex, TopicName};
+
+use super::{CommittedOffset, OffsetCommitted, OffsetToCommit};
+use crate::{
+    broker::Inner,
+    coordinator::Now,
+    error::{GroupRequestError, OffsetCommitError, PlanChanged, SessionFenced, SessionFencedWhy},
+};
+
+/// Who commits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Committing {
+    /// Nobody in particular.
+    Outside,
+    /// A member, with the epoch that it says.
+    Member(MemberId, GroupEpoch),
+    /// A member through a session, which must be its present one.
+    #[allow(dead_code)] // sessions come next
+    Session(MemberId, u64),
+}
+
+/// An offset as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct GroupOffset {
+    pub(crate) topic: TopicName,
+    pub(crate) partition: PartitionIndex,
+    pub(crate) value: OffsetValue,
+}
+
+/// All offsets of a group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct GroupOffsets {
+    /// How many members it has.
+    pub(crate) members: usize,
+    /// In order of topic and partition.
+    pub(crate) offsets: Vec<GroupOffset>,
+}
+
+/// Offsets to be set from outside.
+#[derive(Debug, Clone)]
+pub(crate) struct Importing {
+    pub(crate) group: GroupName,
+    pub(crate) to: ImportTo,
+    pub(crate) offsets: Vec<ImportOffset>,
+    /// Only if these are still all offsets of the group: [`PlanChanged`] otherwise.
+    pub(crate) unchanged: Option<Vec<GroupOffset>>,
+}
+
+/// Decides a commit. Topics are looked up now, so that an offset is never kept for a topic that is gone.
+pub(crate) fn commit(
+    now: &Now<'_>,
+    group: &GroupName,
+    by: Committing,
+    offsets: Vec<OffsetToCommit>,
+) -> Result<Decision<Vec<OffsetCommitted>>, GroupRequestError> {
+    let by = match &by {
+        Committing::Outside => Committer::Outside,
+        Committing::Member(member, epoch) => Committer::Member(member, *epoch),
+        Committing::Session(member, token) => {
+            now.check_session(group, member, *token)?;
+            Committer::Session(member)
+        }
+    };
+    let (mut named, mut found, mut results) = (Vec::new(), Vec::new(), Vec::new());
+    for offset in offsets {
+        named.push((offset.topic.clone(), offset.partition));
+        results.push(match look_up(now.inner, offset) {
+            Ok(offset) => {
+                found.push(offset);
+                None
+            }
+            Err(error) => Some(error),
+        });
+    }
+    let Decision { records, answer } =
+        now.groups.commit(group::Commit { group, by, offsets: found }, now.time)?;
+    let mut judged = answer.into_iter();
+    let results = results.into_iter().map(|refused| match refused {
+        Some(error) => Err(error),
+        None => judged.next().expect("a result for each offset").map_err(OffsetCommitError::from),
+    });
+    let answer = named
+        .into_iter()
+        .zip(results)
+        .map(|((topic, partition), result)| OffsetCommitted { topic, partition, result })
+        .collect();
+    Ok(Decision { records, answer })
+}
+
+fn look_up(inner: &Inner, offset: OffsetToCommit) -> Result<CommitOffset, OffsetCommitError> {
+    let OffsetToCommit { topic, partition, offset, metadata } = offset;
+    let found = inner.topics.get(&topic)?;
+    let ends = found.partition(partition)?.ends();
+    Ok(CommitOffset { topic, topic_id: found.id, partition, offset, metadata, leader_epoch: None, ends })
+}
+
+/// What is committed, for the partitions named or for all.
+pub(super) fn committed(
+    now: &Now<'_>,
+    group: &GroupName,
+    partitions: Vec<(TopicName, PartitionIndex)>,
+) -> Vec<CommittedOffset> {
+    let line = |topic: TopicName, partition, value: Option<OffsetValue>| {
+        let below = value.as_ref().is_some_and(|value| is_below_start(now.inner, &topic, partition, value));
+        CommittedOffset { topic, partition, value, below_log_start: below }
+    };
+    if partitions.is_empty() {
+        let all = now.groups.offsets(group, now.topics());
+        return all
+            .map(|(topic, partition, value)| line(topic.clone(), partition, Some(value.clone())))
+            .collect();
+    }
+    let named = partitions.into_iter().map(|(topic, partition)| {
+        let id = now.topics().get(&topic).map(|(id, _)| id);
+        let value = id.and_then(|id| now.groups.offset(group, &topic, id, partition)).cloned();
+        line(topic, partition, value)
+    });
+    named.collect()
+}
+
+/// Whether log start has overtaken an offset.
+pub(super) fn is_below_start(
+    inner: &Inner,
+    topic: &TopicName,
+    partition: PartitionIndex,
+    value: &OffsetValue,
+) -> bool {
+    let topic = inner.topics.get(topic).ok().filter(|topic| topic.id == value.topic_id);
+    let start = topic.and_then(|topic| topic.partition(partition).ok().map(|store| store.ends().start));
+    start.is_some_and(|start| value.offset < start)
+}
+
+/// All offsets of a group.
+pub(super) fn of_group(now: &Now<'_>, group: &GroupName) -> Option<GroupOffsets> {
+    now.groups
+        .contains(group)
+        .then(|| GroupOffsets { members: now.groups.members(group).count(), offsets: all(now, group) })
+}
+
+fn all(now: &Now<'_>, group: &GroupName) -> Vec<GroupOffset> {
+    let offsets = now.groups.offsets(group, now.topics());
+    let kept = |(topic, partition, value): (&TopicName, PartitionIndex, &OffsetValue)| GroupOffset {
+        topic: topic.clone(),
+        partition,
+        value: value.clone(),
+    };
+    offsets.map(kept).collect()
+}
+
+/// Decides an import.
+pub(super) fn import(now: &Now<'_>, import: Importing) -> Result<Decision<()>, GroupRequestError> {
+    let Importing { group, to, offsets, unchanged } = import;
+    if unchanged.is_some_and(|unchanged| unchanged != all(now, &group)) {
+        return Err(PlanChanged { group }.into());
+    }
+    Ok(now.groups.import_offsets(Import { group: &group, to, offsets })?)
+}
+
+impl Now<'_> {
+    /// Whether a session is still its member's.
+    pub(crate) fn check_session(
+        &self,
+        group: &GroupName,
+        member: &MemberId,
+        token: u64,
+    ) -> Result<(), SessionFenced> {
+        if self.is_session(group, member, token) {
+            return Ok(());
+        }
+        let why = match self.groups.member(group, member) {
+            Some(_) => SessionFencedWhy::Replaced,
+            None => SessionFencedWhy::Removed,
+        };
+        Err(SessionFenced { group: group.clone(), member: member.clone(), why })
+    }
+}
