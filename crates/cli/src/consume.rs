@@ -1,4 +1,6 @@
-//! `rimstone consume`: reads records of a topic onto standard output.
+//! `rimstone consume`: reads records of a topic onto standard output; as a member of a group in `member`.
+
+mod member;
 
 use std::{
     io::{self, Write as _},
@@ -11,6 +13,7 @@ use futures::FutureExt as _;
 use rimstone_client::{ClientError, End, Filter, Reader, Received, Start};
 use rimstone_types::PartitionIndex;
 
+use self::member::InGroup;
 use crate::{
     exit::{Exit, Failure, Outcome},
     format::{Format, LETTERS, print_json},
@@ -25,11 +28,16 @@ const OUT_BUFFER: usize = 64 << 10;
 ///
 /// Without options it prints the value of each record that is there, from the first to the last, and ends.
 /// With --follow it goes on as records come, from the end unless --from says otherwise.
+///
+/// With --group it reads as a member of a group: it shares the partitions with the group's other members, goes on
+/// where the group has committed, and commits what is written out, so that every record is printed at least
+/// once.
 #[derive(Debug, Args)]
 #[command(after_help = format!("Letters of --format:\n{LETTERS}"))]
 pub(crate) struct Consume {
-    /// Its name
-    topic: String,
+    /// Its name; in a group there may be more than one
+    #[arg(value_name = "TOPIC", required_unless_present = "topic_prefix")]
+    topics: Vec<String>,
     /// Where to begin: earliest, latest, an offset or a time such as '2h ago' [default: earliest; with
     /// --follow: latest]
     #[arg(long, value_name = "PLACE", value_parser = position)]
@@ -64,21 +72,29 @@ pub(crate) struct Consume {
     /// How long to go on trying when the connection is lost, for example 30s or 10m
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = humantime::parse_duration)]
     retry_for: Duration,
+    #[command(flatten)]
+    member: InGroup,
 }
 
 impl Consume {
-    pub(crate) async fn run(self, global: &Global) -> Outcome {
+    pub(crate) async fn run(mut self, global: &Global) -> Outcome {
+        if let Some(group) = self.member.group.clone() {
+            return self.run_in_group(global, &group).await;
+        }
+        let Some(topic) = self.topics.pop().filter(|_| self.topics.is_empty()) else {
+            return Err(Failure::usage("only a group reads more than one topic; give --group, or one topic"));
+        };
         // A server that is not there at all is said at once, not after minutes of trying.
-        global.admin()?.describe_topic(&self.topic).await?;
-        let mut reader = self.reader(global)?;
+        global.admin()?.describe_topic(&topic).await?;
+        let mut reader = self.reader(global, &topic)?;
         tokio::select! {
-            outcome = self.print_all(&mut reader) => outcome,
+            outcome = self.print_all(&mut reader, &topic) => outcome,
             () = interrupted() => Err(Failure::new(Exit::Interrupted, "")),
         }
     }
 
-    fn reader(&self, global: &Global) -> Result<Reader, ClientError> {
-        let mut reader = Reader::builder(&global.server, &self.topic)
+    fn reader(&self, global: &Global, topic: &str) -> Result<Reader, ClientError> {
+        let mut reader = Reader::builder(&global.server, topic)
             .start(self.start())
             .end(self.end())
             .partitions(self.partitions.iter().copied().map(PartitionIndex))
@@ -123,7 +139,7 @@ impl Consume {
         }
     }
 
-    async fn print_all(&self, reader: &mut Reader) -> Outcome {
+    async fn print_all(&self, reader: &mut Reader, topic: &str) -> Outcome {
         let mut printed = Vec::with_capacity(OUT_BUFFER);
         loop {
             // What is printed is written before waiting, so that whoever reads us sees it.
@@ -135,7 +151,7 @@ impl Consume {
                 }
             };
             match next {
-                Ok(Some(record)) => self.print(&mut printed, &record)?,
+                Ok(Some(record)) => self.print(&mut printed, topic, &record)?,
                 Ok(None) => return write_out(&mut printed),
                 Err(error) => {
                     write_out(&mut printed)?;
@@ -150,12 +166,8 @@ impl Consume {
         }
     }
 
-    fn print(&self, out: &mut Vec<u8>, record: &Received) -> io::Result<()> {
-        if self.json {
-            print_json(out, &self.topic, record)
-        } else {
-            self.format.print(out, &self.topic, record)
-        }
+    fn print(&self, out: &mut Vec<u8>, topic: &str, record: &Received) -> io::Result<()> {
+        if self.json { print_json(out, topic, record) } else { self.format.print(out, topic, record) }
     }
 }
 

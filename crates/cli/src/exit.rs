@@ -10,10 +10,11 @@ Exit codes:
     0  done (also when the reader of a pipe has gone away)
     1  the operation failed
     2  the command line or the settings are wrong
-    3  not found: topic, partition, producer, file
+    3  not found: topic, partition, producer, group, file
     4  the server cannot be reached
     5  it exists already
     6  stored data is damaged
+    7  a group is further behind than `lag --fail-above` allows
   130  interrupted";
 
 /// A command's exit code.
@@ -23,7 +24,7 @@ pub(crate) enum Exit {
     Failed = 1,
     /// The command line or the settings are wrong.
     Usage = 2,
-    /// Topic, partition, producer or file.
+    /// Topic, partition, producer, group or file.
     NotFound = 3,
     /// The server cannot be reached.
     Unreachable = 4,
@@ -31,6 +32,8 @@ pub(crate) enum Exit {
     Exists = 5,
     /// Stored data is damaged.
     Damaged = 6,
+    /// A group is further behind than is allowed.
+    Behind = 7,
     /// By a signal.
     Interrupted = 130,
 }
@@ -65,6 +68,11 @@ impl Failure {
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hints.push(hint.into());
         self
+    }
+
+    /// The same for somebody whom the usual hints do not help.
+    pub(crate) fn without_hints(self) -> Self {
+        Self { hints: Vec::new(), ..self }
     }
 
     /// The same with other words.
@@ -118,6 +126,7 @@ impl From<ClientError> for Failure {
             _ => Exit::Failed,
         };
         let topic = error.metadata.get("topic").cloned().unwrap_or_else(|| "TOPIC".to_owned());
+        let group = error.metadata.get("group").cloned().unwrap_or_else(|| "GROUP".to_owned());
         let failure = Self::new(exit, one_line(&error.message));
         match error.reason.as_str() {
             reason::UNREACHABLE => failure
@@ -132,6 +141,16 @@ impl From<ClientError> for Failure {
             reason::OFFSET_OUT_OF_RANGE => {
                 failure.hint("--from earliest reads from the first record there is")
             }
+            reason::GROUP_NOT_FOUND => {
+                failure.hint("see the groups that there are with: rimstone group list")
+            }
+            reason::GROUP_NOT_EMPTY => failure
+                .hint(format!("end its members first; see them with: rimstone group describe {group}"))
+                .hint("or leave it alone and work on a copy: rimstone group clone, or replay --clone-to"),
+            reason::START_POSITION_NEEDED => failure
+                .hint("say where to begin with --start earliest or --start latest")
+                .hint(format!("or commit a place: rimstone group commit {group} {topic} --at earliest")),
+            reason::PLAN_CHANGED => failure.hint("plan again, and look at it"),
             "TIMESTAMP_TOO_FAR" if is_future(&error) => failure.hint(format!(
                 "allow it with: rimstone topic alter {topic} --set message.timestamp.after.max.ms=..."
             )),
@@ -192,6 +211,10 @@ mod tests {
             (Code::InvalidArgument, "TIMESTAMP_TOO_FAR", Exit::Failed),
             (Code::InvalidArgument, "INVALID_NAME", Exit::Usage),
             (Code::DataLoss, reason::DATA_DAMAGED, Exit::Damaged),
+            (Code::NotFound, reason::GROUP_NOT_FOUND, Exit::NotFound),
+            (Code::AlreadyExists, reason::GROUP_EXISTS, Exit::Exists),
+            (Code::FailedPrecondition, reason::GROUP_NOT_EMPTY, Exit::Failed),
+            (Code::FailedPrecondition, reason::START_POSITION_NEEDED, Exit::Failed),
         ] {
             assert_eq!(Failure::from(error(code, reason)).exit, exit, "{reason}");
         }

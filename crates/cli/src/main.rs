@@ -12,13 +12,16 @@ mod exit;
 mod extract;
 mod format;
 mod global;
+mod group;
 mod inspect;
+mod lag;
 mod logs;
 mod offsets;
 mod output;
 mod position;
 mod produce;
 mod producers;
+mod replay;
 mod serve;
 mod times;
 mod topic;
@@ -51,8 +54,16 @@ enum Command {
     Topic(topic::Topic),
     /// Writes lines of a file or of standard input into a topic
     Produce(produce::Produce),
-    /// Reads records of a topic
-    Consume(consume::Consume),
+    /// Reads records of a topic, alone or as a member of a group
+    Consume(Box<consume::Consume>),
+    /// Shows groups, their members and committed offsets; commits, deletes, clones
+    #[command(subcommand)]
+    Group(group::Group),
+    /// Shows how far behind groups are
+    Lag(lag::LagCommand),
+    /// Has a group read again: plans, then moves its offsets or those of a clone
+    #[command(subcommand)]
+    Replay(replay::Replay),
     /// Shows the ends of a topic, or where a time falls
     Offsets(offsets::Offsets),
     /// Shows and deletes producers
@@ -89,6 +100,9 @@ fn run(cli: Cli) -> Outcome {
         Command::Topic(command) => in_runtime(command.run(&global)),
         Command::Produce(command) => in_runtime(command.run(&global)),
         Command::Consume(command) => in_runtime(command.run(&global)),
+        Command::Group(command) => in_runtime(command.run(&global)),
+        Command::Lag(command) => in_runtime(command.run(&global)),
+        Command::Replay(command) => in_runtime(command.run(&global)),
         Command::Offsets(command) => in_runtime(command.run(&global)),
         Command::Producers(command) => in_runtime(command.run(&global)),
     }
@@ -127,6 +141,7 @@ mod tests {
             "4  the server",
             "5  it",
             "6  stored",
+            "7  a group",
             "130  ",
         ] {
             assert!(help.contains(code), "{code}");
