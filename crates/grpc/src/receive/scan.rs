@@ -75,6 +75,8 @@ impl Scan {
                 bytes = &bytes[skipped as usize..];
                 self.part = if skipped == left { Part::Tag } else { Part::Skip(left - skipped) };
                 self.consume(skipped)?;
+            } else if let header @ 1.. = self.quick(api, bytes)? {
+                bytes = &bytes[header..];
             } else {
                 let byte = bytes[0];
                 bytes = &bytes[1..];
@@ -90,6 +92,31 @@ impl Scan {
             return Err(Malformed::Wire("it ends within a field"));
         }
         Ok(())
+    }
+
+    /// The same for number and length of a field at once, where they lie here as almost all do: in one byte, and in one
+    /// to three. Answers how many bytes that were; 0: it is not that simple.
+    fn quick(&mut self, api: &Api, bytes: &[u8]) -> Result<usize, Malformed> {
+        const LENGTH_DELIMITED: u8 = 2;
+        let &[tag @ 8..0x80, ref rest @ ..] = bytes else { return Ok(0) };
+        if tag & 7 != LENGTH_DELIMITED || !self.between_fields() {
+            return Ok(0);
+        }
+        let low = |byte: u8| u64::from(byte & 0x7f);
+        let (length, size) = match *rest {
+            [one @ ..0x80, ..] => (low(one), 1),
+            [one, two @ ..0x80, ..] => (low(one) | low(two) << 7, 2),
+            [one, two, three @ ..0x80, ..] => (low(one) | low(two) << 7 | low(three) << 14, 3),
+            _ => return Ok(0),
+        };
+        self.consume(1 + size)?;
+        let field = api.field(self.levels[self.top].shape, u64::from(tag >> 3));
+        if field.is_some_and(|field| field.repeats) {
+            self.count(1)?;
+        }
+        self.length(field, length)?;
+        // Cannot truncate: at most 4.
+        Ok(1 + size as usize)
     }
 
     fn consume(&mut self, bytes: u64) -> Result<(), Malformed> {
