@@ -6,3 +6,4 @@
 
 pub mod group;
 pub mod lag;
+pub mod replay;
