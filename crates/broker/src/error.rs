@@ -332,8 +332,28 @@ failures_of! {
     LagError {
         /// There is no such topic.
         NotFound(TopicNotFound),
+        /// There is no such group, or it is being loaded.
+        Group(GroupRequestError),
         /// A bound on the request or on its answer.
         Limit(LimitReached),
+        /// The server stops.
+        ShuttingDown(ShuttingDown),
+    }
+}
+
+failures_of! {
+    /// Why a replay was not planned or not done.
+    ReplayError {
+        /// There is no such topic.
+        NotFound(TopicNotFound),
+        /// The request contradicts itself, or there is nothing to do.
+        Invalid(InvalidRequest),
+        /// A bound on the request.
+        Limit(LimitReached),
+        /// A partition stands in the way.
+        Blocked(crate::replay::ReplayBlocked),
+        /// The group: not there, not empty, there already, its offsets have moved; or its coordinator.
+        Group(GroupRequestError),
         /// The server stops.
         ShuttingDown(ShuttingDown),
     }

@@ -12,6 +12,7 @@ mod table;
 
 use std::{collections::BTreeSet, fmt, sync::Arc};
 
+use rimstone_state::group::GroupError;
 use rimstone_state::lag::{Lag, TopicLag, is_overtaken};
 use rimstone_types::{GroupName, MemberId, Offset, PartitionIndex, Timestamp, TopicName};
 
@@ -19,7 +20,7 @@ pub(crate) use table::{LagTable, Row};
 
 use crate::{
     broker::{Broker, Inner},
-    error::{Details, Failure, LagError, LimitReached, PartitionReadError, Reason},
+    error::{Details, Failure, GroupRequestError, LagError, LimitReached, PartitionReadError, Reason},
 };
 
 /// Groups or topics that one request may name: far more than anybody types.
@@ -150,6 +151,14 @@ impl Inner {
             tokio::select! {
                 () = self.lag.filled() => {}
                 () = self.shutdown.cancelled() => self.refuse_when_stopping()?,
+            }
+        }
+        for group in &groups {
+            // One without offsets and without partitions has no rows; one that is being loaded has none yet.
+            if !self.commits.read(|groups| groups.contains_key(group))
+                && self.group_offsets(group).await?.is_none()
+            {
+                return Err(GroupRequestError::from(GroupError::NotFound { group: group.clone() }).into());
             }
         }
         let rows = self.lag.rows(&self.topics, wanted);

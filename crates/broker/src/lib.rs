@@ -24,6 +24,7 @@ mod offsets;
 mod produce;
 mod producer_ids;
 mod read;
+mod replay;
 mod reserve;
 mod sessions;
 mod settings;
@@ -43,8 +44,8 @@ pub use error::{
     KeyRequired, LagError, LimitReached, ListOffsetsError, NoRoom, OffsetCommitError, OutOfRange,
     PartitionAppendError, PartitionNotFound, PartitionReadError, PartitionUnavailable, PlanChanged,
     ProduceError, ProducerFenced, ProducerNotFound, ProducerStateError, ReadError, Reason, RecordTooLarge,
-    ResendFirst, ReserveError, ReservedName, SessionFenced, SessionFencedWhy, ShuttingDown, StartError,
-    StartPositionNeeded, SubmitRefused, TimestampTooFar, TopicExists, TopicNotFound, Undecodable,
+    ReplayError, ResendFirst, ReserveError, ReservedName, SessionFenced, SessionFencedWhy, ShuttingDown,
+    StartError, StartPositionNeeded, SubmitRefused, TimestampTooFar, TopicExists, TopicNotFound, Undecodable,
 };
 pub use fetch::{FetchAnswer, FetchPartition, FetchRequest, Fetched, FetchedPartition};
 pub use groups::{CommitRequest, CommittedOffset, GroupDescription, OffsetCommitted, OffsetToCommit};
@@ -59,6 +60,7 @@ pub use producer_ids::{InitializedProducer, ProducerListing, ProducerPartition, 
 pub use read::{
     ChunkContent, PartitionFailed, ReadChunk, ReadEnd, ReadFilter, ReadFormat, ReadRequest, ReadStart, Reader,
 };
+pub use replay::{PlannedMove, PlannedPartition, ReplayBlocked, ReplayPlan, ReplaySpec, ReplayTo};
 pub use reserve::Reservation;
 pub use settings::{SettingError, TopicSetting, TopicSettings};
 // What the calls above take and answer, so that the doors need not know the rooms below.

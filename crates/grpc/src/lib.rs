@@ -16,6 +16,7 @@ mod options;
 mod produce;
 mod receive;
 mod refusal;
+mod replay;
 mod serve;
 mod status;
 

@@ -19,18 +19,26 @@ use tower::util::{MapRequestLayer, MapResponseLayer};
 
 use crate::{
     admin::Admin, connection, consume::Consume, door::Door, explain::explain, group::Groups, lag::Lag,
-    options::GrpcOptions, produce::Produce, receive::Receive,
+    options::GrpcOptions, produce::Produce, receive::Receive, replay::Replay,
 };
 
 type ProduceServer = v1::produce_service_server::ProduceServiceServer<Produce>;
 type ConsumeServer = v1::consume_service_server::ConsumeServiceServer<Consume>;
 type GroupServer = v1::group_service_server::GroupServiceServer<Groups>;
 type LagServer = v1::lag_service_server::LagServiceServer<Lag>;
+type ReplayServer = v1::replay_service_server::ReplayServiceServer<Replay>;
 type AdminServer = v1::admin_service_server::AdminServiceServer<Admin>;
 
 /// The services whose health is told one by one; the empty name is the server as a whole.
-const SERVICES: [&str; 6] =
-    ["", ProduceServer::NAME, ConsumeServer::NAME, GroupServer::NAME, LagServer::NAME, AdminServer::NAME];
+const SERVICES: [&str; 7] = [
+    "",
+    ProduceServer::NAME,
+    ConsumeServer::NAME,
+    GroupServer::NAME,
+    LagServer::NAME,
+    ReplayServer::NAME,
+    AdminServer::NAME,
+];
 
 /// Bytes that one call may be ahead of its reader: about one batch of the default size, so that one batch
 /// comes in without waiting for the other side.
@@ -154,6 +162,9 @@ fn routes(broker: Broker, facts: ServerFacts, options: &GrpcOptions) -> Result<R
     let lag = LagServer::new(Lag::new(door.clone()))
         .max_decoding_message_size(in_max)
         .max_encoding_message_size(out_max);
+    let replay = ReplayServer::new(Replay::new(door.clone()))
+        .max_decoding_message_size(in_max)
+        .max_encoding_message_size(out_max);
     let admin = AdminServer::new(Admin::new(door, facts))
         .max_decoding_message_size(in_max)
         .max_encoding_message_size(out_max);
@@ -161,6 +172,7 @@ fn routes(broker: Broker, facts: ServerFacts, options: &GrpcOptions) -> Result<R
         .add_service(consume)
         .add_service(group)
         .add_service(lag)
+        .add_service(replay)
         .add_service(admin)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?))

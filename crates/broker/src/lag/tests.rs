@@ -110,6 +110,9 @@ async fn what_is_committed_or_owned_has_a_lag_and_nothing_else() {
     let unknown =
         fixture.broker.lag(LagRequest { topics: vec![name("nowhere")], ..LagRequest::default() }).await;
     assert_eq!(unknown.expect_err("there is no such topic").reason(), Reason::TopicNotFound);
+    let unknown =
+        fixture.broker.lag(LagRequest { groups: vec![group("nobody")], ..LagRequest::default() }).await;
+    assert_eq!(unknown.expect_err("there is no such group").reason(), Reason::GroupNotFound);
     let many = LagRequest { groups: vec![group("g"); NAMES_MAX + 1], ..LagRequest::default() };
     assert_eq!(fixture.broker.lag(many).await.expect_err("too many").reason(), Reason::LimitReached);
 }

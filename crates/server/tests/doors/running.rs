@@ -14,11 +14,12 @@ use tonic_reflection::pb::v1::{
 
 use crate::support::{Server, assert_refused, config, server, server_with, soon};
 
-const SERVICES: [&str; 5] = [
+const SERVICES: [&str; 6] = [
     "rimstone.v1.ProduceService",
     "rimstone.v1.ConsumeService",
     "rimstone.v1.GroupService",
     "rimstone.v1.LagService",
+    "rimstone.v1.ReplayService",
     "rimstone.v1.AdminService",
 ];
 

@@ -5,7 +5,8 @@ use std::{collections::HashMap, future::Future, time::Duration};
 use bytes::Bytes;
 use rimstone_proto::v1::{
     self, admin_service_client::AdminServiceClient, consume_service_client::ConsumeServiceClient,
-    group_service_client::GroupServiceClient, produce_service_client::ProduceServiceClient,
+    group_service_client::GroupServiceClient, lag_service_client::LagServiceClient,
+    produce_service_client::ProduceServiceClient, replay_service_client::ReplayServiceClient,
 };
 use rimstone_record::{BatchBuilder, Compression, NewRecord, ProducerStamp};
 use rimstone_server::{Config, StartedServer, load_config, start};
@@ -72,6 +73,14 @@ impl Server {
 
     pub(crate) fn groups(&self) -> GroupServiceClient<Channel> {
         GroupServiceClient::new(self.channel.clone())
+    }
+
+    pub(crate) fn lag(&self) -> LagServiceClient<Channel> {
+        LagServiceClient::new(self.channel.clone())
+    }
+
+    pub(crate) fn replay(&self) -> ReplayServiceClient<Channel> {
+        ReplayServiceClient::new(self.channel.clone())
     }
 
     pub(crate) async fn topic(&self, name: &str, partitions: u32) {
