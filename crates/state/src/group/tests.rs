@@ -5,3 +5,5 @@ mod membership;
 mod model;
 mod offsets;
 mod records;
+mod size;
+mod told;

@@ -104,12 +104,15 @@ impl Work<'_> {
     }
 
     /// Who can be given something in a chain of moves that begins at a member, and by whom and of which
-    /// topic. With `only_as_far_as_needed` it stops after the first length at which a chain is worth it.
+    /// topic. With `only_as_far_as_needed` it stops after the first length at which a chain is worth it, and at
+    /// once where the least loaded of all is reached.
     fn reach(&self, from: usize, only_as_far_as_needed: bool) -> BTreeMap<usize, Option<(usize, usize)>> {
         let mut reached = BTreeMap::from([(from, None)]);
         let mut seen_topics = vec![false; self.owners.len()];
         let mut queue = VecDeque::from([(from, 0_usize)]);
         let mut last = usize::MAX;
+        let open = (0..self.load.len()).filter(|&member| !self.settled[member]);
+        let least = open.map(|member| self.load[member]).min().unwrap_or(0);
         while let Some((by, steps)) = queue.pop_front() {
             if steps >= last {
                 break;
@@ -126,6 +129,9 @@ impl Work<'_> {
                     queue.push_back((to, steps + 1));
                     if only_as_far_as_needed && self.load[to] + 2 <= self.load[from] {
                         last = steps + 1;
+                        if self.load[to] == least {
+                            return reached;
+                        }
                     }
                 }
             }

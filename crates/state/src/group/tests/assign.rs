@@ -206,7 +206,7 @@ fn before(scene: &Scene, bytes: &[u8]) -> Vec<Partitions> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn every_partition_has_one_owner((scene, bytes) in scenes()) {

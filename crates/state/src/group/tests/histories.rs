@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::{prelude::*, sample::Index};
-use rimstone_types::{GroupEpoch, PartitionIndex, TopicName};
+use rimstone_types::{PartitionIndex, TopicName};
 
 use super::{
-    common::{group, join, topic},
+    common::{group, join, places, topic},
     model::{Place, Process, ToServer, World},
 };
 use crate::group::{Assignor, GroupState, Groups, Removal};
@@ -34,13 +34,21 @@ enum Op {
     Deliver {
         conn: Index,
     },
+    /// A process wants something else, and connects to say so.
+    Resubscribe {
+        process: Index,
+        what: u8,
+    },
     /// A client confirms some of what it was asked to stop.
     Stop {
         process: Index,
         few: bool,
     },
+    /// A client commits what it reads, or anything at all; on its stream, or beside it with its epoch.
     Commit {
         process: Index,
+        anything: bool,
+        unary: bool,
     },
     Leave {
         process: Index,
@@ -81,7 +89,9 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         14 => index().prop_map(|conn| Op::Serve { conn }),
         14 => index().prop_map(|conn| Op::Deliver { conn }),
         14 => (index(), any::<bool>()).prop_map(|(process, few)| Op::Stop { process, few }),
-        6 => index().prop_map(|process| Op::Commit { process }),
+        8 => (index(), any::<bool>(), any::<bool>())
+            .prop_map(|(process, anything, unary)| Op::Commit { process, anything, unary }),
+        2 => (index(), 0..4_u8).prop_map(|(process, what)| Op::Resubscribe { process, what }),
         1 => (index(), any::<bool>()).prop_map(|(process, for_good)| Op::Leave { process, for_good }),
         1 => index().prop_map(|process| Op::Kill { process }),
         1 => (index(), any::<bool>()).prop_map(|(member, poll)| Op::TimeOut { member, poll }),
@@ -92,6 +102,10 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         3 => Just(Op::Notice),
     ];
     prop::collection::vec(op, 1..200)
+}
+
+fn subscription(what: u8) -> &'static [&'static str] {
+    [&["t"][..], &["t", "u"], &["u", "later"], &["t"]][usize::from(what)]
 }
 
 const TOPICS: [&str; 3] = ["t", "u", "ux"];
@@ -130,10 +144,23 @@ impl World {
                 let Some(process) = self.some_process(process) else { return };
                 self.confirm(process, if *few { 1 } else { usize::MAX });
             }
-            Op::Commit { process } => {
+            Op::Resubscribe { process, what } => {
                 let Some(process) = self.some_process(process) else { return };
-                let reads = self.processes[process].reads().cloned().collect();
-                self.say(process, ToServer::Commit(reads));
+                self.processes[process].join.topics =
+                    subscription(*what).iter().map(|name| topic(name)).collect();
+                self.connect(process);
+            }
+            Op::Commit { process, anything, unary } => {
+                let Some(process) = self.some_process(process) else { return };
+                let places = match *anything {
+                    true => places(&["t:0", "t:1", "t:2", "u:0", "u:1"]),
+                    false => self.processes[process].reads().cloned().collect(),
+                };
+                if *unary {
+                    self.commit_beside(process, &places);
+                } else {
+                    self.say(process, ToServer::Commit(places));
+                }
             }
             Op::Leave { process, for_good } => {
                 let Some(process) = self.some_process(process) else { return };
@@ -164,7 +191,7 @@ impl World {
     }
 
     fn spawn(&mut self, id: u8, what: u8, instance: u8, assignor: u8) {
-        let what: &[&str] = [&["t"][..], &["t", "u"], &["u", "later"], &["t"]][usize::from(what)];
+        let what = subscription(what);
         let mut join = join(&format!("m{id}"), what);
         if what == ["t"] && assignor.is_multiple_of(2) {
             join = join.prefix("u");
@@ -178,16 +205,7 @@ impl World {
         if instance < 3 {
             join = join.instance(&format!("i{instance}"));
         }
-        self.processes.push(Process {
-            join,
-            alive: true,
-            conn: None,
-            epoch: GroupEpoch::ZERO,
-            life: None,
-            owned: BTreeSet::new(),
-            stopping: BTreeSet::new(),
-            to_answer: BTreeSet::new(),
-        });
+        self.processes.push(Process::new(join));
         self.connect(self.processes.len() - 1);
     }
 
@@ -426,7 +444,9 @@ fn histories_reach_what_they_are_for() {
         ("confirmed what it does not read", 3),
         ("crashed", 50),
         ("fenced on return", 20),
-        ("refused to commit", 1),
+        ("refused to commit", 50),
+        ("refused to commit beside", 20),
+        ("committed beside", 5),
         ("removed", 50),
         ("replaced an instance", 10),
         ("replaced itself", 50),
@@ -436,4 +456,50 @@ fn histories_reach_what_they_are_for() {
     ] {
         assert!(seen.get(what).is_some_and(|&times| times >= often), "{what}: {seen:?}");
     }
+}
+
+/// A join over a connection that was given up arrives when another session has gone on, and names less than is
+/// read by then.
+#[test]
+fn a_join_that_was_long_under_way_confirms_nothing() {
+    let mut world = World::default();
+    world.topics.make("t", 2);
+    let everything_arrives = |world: &mut World, but: Option<usize>| {
+        for _ in 0..4 {
+            (0..world.conns.len()).filter(|conn| Some(*conn) != but).for_each(|conn| world.serve(conn));
+            world.flush(usize::MAX, false);
+            (0..world.conns.len()).for_each(|conn| (0..9).for_each(|_| world.deliver(conn)));
+        }
+        world.check();
+    };
+    let (q, p, r) = (0, 1, 2);
+    let process = |world: &mut World, join: crate::group::Join| {
+        world.processes.push(Process::new(join));
+        world.connect(world.processes.len() - 1);
+    };
+    process(&mut world, join("m1", &["t"]));
+    everything_arrives(&mut world, None);
+    process(&mut world, join("m0", &["t"]));
+    everything_arrives(&mut world, None);
+    assert_eq!((world.processes[q].owned.len(), world.processes[p].owned.len()), (1, 0));
+    // p comes back twice, and the first join is late.
+    world.connect(p);
+    let late = world.processes[p].conn.expect("connected");
+    world.connect(p);
+    everything_arrives(&mut world, Some(late));
+    world.confirm(q, usize::MAX);
+    everything_arrives(&mut world, Some(late));
+    assert_eq!(world.processes[p].owned, BTreeSet::from_iter(places(&["t:1"])));
+    // By range p gets the other one: both have to give back what they have.
+    process(&mut world, join("m2", &["t"]).by(Assignor::Range));
+    everything_arrives(&mut world, Some(late));
+    assert_eq!(world.processes[p].stopping, BTreeSet::from_iter(places(&["t:1"])));
+    world.serve(late);
+    everything_arrives(&mut world, None);
+    world.confirm(q, usize::MAX);
+    everything_arrives(&mut world, None);
+    assert_eq!(world.readers(&places(&["t:1"])[0]), [p]);
+    world.heal();
+    world.check_healed();
+    assert_eq!(world.processes[r].owned.len(), 0);
 }

@@ -89,6 +89,19 @@ pub(super) struct Process {
 }
 
 impl Process {
+    pub(super) fn new(join: Join) -> Self {
+        Self {
+            join,
+            alive: true,
+            conn: None,
+            epoch: GroupEpoch::ZERO,
+            life: None,
+            owned: BTreeSet::new(),
+            stopping: BTreeSet::new(),
+            to_answer: BTreeSet::new(),
+        }
+    }
+
     pub(super) fn drop_everything(&mut self) {
         self.epoch = GroupEpoch::ZERO;
         self.life = None;
@@ -237,25 +250,41 @@ impl World {
     }
 
     fn serve_commit(&mut self, conn: usize, member: &MemberId, places: &[Place]) {
+        let accepted = self.commit(self.conns[conn].process, Committer::Session(member), places);
+        self.saw(if accepted { "committed" } else { "refused to commit" });
+    }
+
+    /// A client commits beside its stream, with the epoch that it believes to have.
+    pub(super) fn commit_beside(&mut self, process: usize, places: &[Place]) {
+        let (member, epoch) = (self.processes[process].join.member.clone(), self.processes[process].epoch);
+        let accepted = self.commit(process, Committer::Member(&member, epoch), places);
+        self.saw(if accepted { "committed beside" } else { "refused to commit beside" });
+    }
+
+    /// Whether all of it was accepted. What is accepted nobody else reads.
+    fn commit(&mut self, process: usize, by: Committer<'_>, places: &[Place]) -> bool {
         let places: Vec<_> =
             places.iter().filter(|(topic, _)| self.topics.topics.contains_key(topic)).collect();
         let offsets =
             places.iter().map(|(topic, index)| offset(&self.topics, &format!("{topic}:{index}"), 150));
-        let by = Committer::Session(member);
         let commit = Commit { group: &group(), by, offsets: offsets.collect() };
         match self.live.commit(commit, at(2)) {
             Ok(decision) => {
-                let process = self.conns[conn].process;
                 for (place, _) in places.iter().zip(&decision.answer).filter(|(_, result)| result.is_ok()) {
-                    let others = self.readers(place);
-                    assert!(others.iter().all(|other| *other == process), "{place:?} is read by {others:?}");
+                    // Before this is durable and answered, so is every end that was decided before.
+                    let mut others = self.readers(place);
+                    others.retain(|&other| other != process && !self.is_ending(self.processes[other].life));
+                    assert!(others.is_empty(), "{place:?} is read by {others:?}");
                 }
-                let results = self.submit(decision);
-                self.saw(if results.iter().all(Result::is_ok) { "committed" } else { "refused to commit" });
+                self.submit(decision).iter().all(Result::is_ok)
             }
-            Err(GroupError::Fenced { .. }) => {}
+            Err(GroupError::Fenced { .. }) => false,
             Err(error) => panic!("{error}"),
         }
+    }
+
+    fn is_ending(&self, life: Option<Life>) -> bool {
+        self.parked.iter().any(|(_, out)| matches!(out, Out::Ended(ended) if Some(*ended) == life))
     }
 
     /// The shard ends a membership: on leaving, or by a timer.
