@@ -7,6 +7,8 @@ use std::{
     process::{Child, Command, ExitStatus, Output, Stdio},
 };
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::{binary::rimstone, wait::until};
 
 /// What a command did.
@@ -79,6 +81,15 @@ impl Running {
         let file = |path: &Path| File::create(path).expect("a file can be made in the folder of a test");
         let child = command.stdout(file(&stdout)).stderr(file(&stderr)).spawn();
         Self { child: child.expect("the program can be started"), stdout, stderr }
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Panics
+    /// If it has ended.
+    pub fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        kill_process(pid.expect("a child has a number"), signal).expect("a child that runs can be signalled");
     }
 
     /// Whether it still runs.

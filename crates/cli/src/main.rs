@@ -5,6 +5,7 @@
 //! (`rimstone-client`).
 #![forbid(unsafe_code)]
 
+mod bench;
 mod completions;
 mod config;
 mod consume;
@@ -71,6 +72,9 @@ enum Command {
     Producers(producers::Producers),
     /// Shows what lies in a data directory, without a server; --verify reads every byte
     Inspect(inspect::Inspect),
+    /// Measures a running server
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// Checks the server's settings
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -97,6 +101,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Completions(command) => command.run(),
         Command::Inspect(command) => command.run(),
         Command::Serve(command) => in_runtime(command.run(&global)),
+        Command::Bench(command) => in_runtime(command.run(&global)),
         Command::Topic(command) => in_runtime(command.run(&global)),
         Command::Produce(command) => in_runtime(command.run(&global)),
         Command::Consume(command) => in_runtime(command.run(&global)),

@@ -7,6 +7,7 @@
 //! | [`Consumer`] | a member of a group: is given partitions, reads them, commits what was processed |
 //! | [`Groups`], [`lag()`], [`plan_replay`] | committed offsets and members from outside, lag, reading again |
 //! | [`Admin`] | topics, settings, offsets, producers |
+//! | [`bare`] | the bare calls, for whoever batches and retries by himself |
 //! | [`ClientError`] | one error with a code, a stable reason and the numbers that explain it |
 //!
 //! ```no_run
@@ -34,6 +35,7 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+pub mod bare;
 mod call;
 mod connect;
 pub mod consumer;

@@ -3,7 +3,7 @@
 //! Not here: batching, retrying, exactly once (`rimstone-client`).
 
 mod lines;
-mod pace;
+pub(crate) mod pace;
 mod report;
 
 use std::{

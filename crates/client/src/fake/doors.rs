@@ -70,7 +70,10 @@ impl ProduceService for Fake {
         let Some(RequestKind::Open(open)) = requests.message().await?.and_then(|first| first.kind) else {
             return Err(Status::invalid_argument("open first"));
         };
-        let partitions = self.stored_of(open.producer_id.expect("our client names itself"), &open.topics)?;
+        let partitions = match open.producer_id {
+            Some(id) => self.stored_of(id, &open.topics)?,
+            None => Vec::new(),
+        };
         let (answers, stream) = mpsc::channel(64);
         let fake = self.clone();
         tokio::spawn(async move {
