@@ -316,6 +316,21 @@ impl PartitionStore for FaultyPartition {
         ready(Ok(script.maintained)).boxed()
     }
 
+    fn dirtiness(&self, now: Timestamp) -> BoxFuture<'_, Result<Dirtiness, StoreError>> {
+        self.inner.dirtiness(now)
+    }
+
+    fn compact(&self, now: Timestamp, budget: ByteCount) -> BoxFuture<'_, Result<Compacted, StoreError>> {
+        let mut scripts = self.scripts.lock();
+        let script = scripts.entry(self.id).or_default();
+        script.slices.push(budget);
+        if let Some(error) = &script.compact_error {
+            return ready(Err(error.clone())).boxed();
+        }
+        drop(scripts);
+        self.inner.compact(now, budget)
+    }
+
     fn producer(&self, id: ProducerId) -> BoxFuture<'_, Result<Option<ProducerView>, StoreError>> {
         self.inner.producer(id)
     }

@@ -20,7 +20,7 @@ use std::{ops::Range, time::Duration};
 
 use rimstone_types::{Offset, Timestamp};
 
-pub use job::{Compaction, CompactionError, Progress, Step};
+pub use job::{Compaction, CompactionError, CompactionStep, Progress};
 pub use sieve::{Judged, Sieve};
 pub use swap::{Compactable, Replaced, Replacement};
 
@@ -60,29 +60,30 @@ impl Dirtiness {
 
 /// A sealed segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Facts {
+pub struct Facts {
     /// Its first offset.
-    pub(crate) base: Offset,
+    pub base: Offset,
     /// The first offset of the next segment.
-    pub(crate) next: Offset,
+    pub next: Offset,
     /// Its bytes.
-    pub(crate) bytes: u64,
+    pub bytes: u64,
     /// Append time of its first batch.
-    pub(crate) first_append: Timestamp,
+    pub first_append: Timestamp,
     /// Append time of its last batch.
-    pub(crate) last_append: Timestamp,
+    pub last_append: Timestamp,
     /// What lies below is cleaned; the base if nothing is.
-    pub(crate) cleaned: Offset,
+    pub cleaned: Offset,
 }
 
 /// What a pass would do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Plan {
+pub struct Plan {
     /// So many of the sealed segments, from the oldest on, can be compacted.
-    pub(crate) segments: usize,
+    pub segments: usize,
     /// Everything below is cleaned already.
-    pub(crate) dirty_from: Offset,
-    pub(crate) dirtiness: Dirtiness,
+    pub dirty_from: Offset,
+    /// How much there is to do.
+    pub dirtiness: Dirtiness,
 }
 
 /// A segment covers at most so many offsets: entries of the index have 32 bits for them.
@@ -90,7 +91,7 @@ const RANGE_MAX: u64 = (u32::MAX / 2) as u64;
 
 /// Plans over the sealed segments, oldest first, up to the first one that cannot be compacted: it reaches above
 /// the stable end or, not cleaned yet, has a batch that is too young.
-pub(crate) fn plan(sealed: &[Facts], stable: Offset, settings: &CompactionSettings, now: Timestamp) -> Plan {
+pub fn plan(sealed: &[Facts], stable: Offset, settings: &CompactionSettings, now: Timestamp) -> Plan {
     let young = now.saturating_sub(settings.min_lag);
     let can =
         |facts: &&Facts| facts.next <= stable && (facts.cleaned == facts.next || facts.last_append <= young);
@@ -112,7 +113,7 @@ pub(crate) fn plan(sealed: &[Facts], stable: Offset, settings: &CompactionSettin
 
 /// Which neighbours become one segment: as many as stay within the bounds of a segment, at least one (Kafka's
 /// `Cleaner.groupSegmentsBySize`).
-pub(crate) fn groups(sealed: &[Facts], segment_bytes: u64) -> Vec<Range<usize>> {
+pub fn groups(sealed: &[Facts], segment_bytes: u64) -> Vec<Range<usize>> {
     let mut groups = Vec::new();
     let mut first = 0;
     while first < sealed.len() {

@@ -155,12 +155,39 @@ fn file_error(error: crate::error::LogReadError) -> FileError {
     }
 }
 
-/// The base offsets of the segment files in a partition's directory.
+/// The base offsets of the segments of a partition: of those that count.
 ///
 /// # Errors
 /// [`FileError`].
 pub fn segments(directory: &Path) -> Result<Vec<Offset>, FileError> {
-    files::list_offsets(directory, files::SEGMENT_SUFFIX)
+    Ok(all_segments(directory)?.0)
+}
+
+/// The base offsets of segment files that compaction has replaced and a crash has left: the next start removes them.
+///
+/// # Errors
+/// [`FileError`].
+pub fn superseded(directory: &Path) -> Result<Vec<Offset>, FileError> {
+    Ok(all_segments(directory)?.1)
+}
+
+fn all_segments(directory: &Path) -> Result<(Vec<Offset>, Vec<Offset>), FileError> {
+    let mut covered = Offset::ZERO;
+    let (mut live, mut superseded) = (Vec::new(), Vec::new());
+    for base in files::list_offsets(directory, files::SEGMENT_SUFFIX)? {
+        if base < covered {
+            superseded.push(base);
+            continue;
+        }
+        live.push(base);
+        let path = files::offset_path(directory, base, files::SEGMENT_SUFFIX);
+        let mut bytes = [0; SEGMENT_HEADER_LENGTH];
+        let read = files::read_at(&files::open_read(&path)?, &path, &mut bytes, 0)?;
+        if let Ok(SegmentHeader { range_end: Some(end), .. }) = SegmentHeader::decode(&bytes[..read]) {
+            covered = end;
+        }
+    }
+    Ok((live, superseded))
 }
 
 /// An index file: its head and entries, or `None` if it is missing or damaged.

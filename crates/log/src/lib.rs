@@ -9,7 +9,7 @@
 
 #![deny(unsafe_code)]
 
-mod compaction;
+pub mod compaction;
 mod config;
 mod directory;
 mod error;
@@ -32,10 +32,6 @@ mod tests;
 mod walk;
 mod witness;
 
-pub use compaction::{
-    Compactable, Compaction, CompactionError, CompactionSettings, Dirtiness, Judged, Progress, Replaced,
-    Replacement, Sieve, Step as CompactionStep,
-};
 pub use config::{LogConfig, SaltSource};
 pub use directory::{
     DIRECTORY_VERSION, DataDirectory, DirectoryError, WITNESS_FILE, list_partitions, partition_path,

@@ -6,6 +6,7 @@
 //! Not here: what only one store can do (crashes, full disks, damaged files).
 
 mod appends;
+mod compaction;
 mod lifecycle;
 mod lookups;
 mod producers;
@@ -26,7 +27,7 @@ use crate::{
     ReadLimit, Storage, Visibility,
 };
 
-pub use self::{appends::*, lifecycle::*, lookups::*, producers::*, reads::*, retention::*};
+pub use self::{appends::*, compaction::*, lifecycle::*, lookups::*, producers::*, reads::*, retention::*};
 
 /// A store under test.
 pub trait Harness: Sized {
@@ -88,6 +89,13 @@ macro_rules! conformance_suite {
             retention_by_age_takes_whole_segments
             a_clock_that_jumps_empties_no_log
             bytes_in_a_readers_hands_outlive_retention
+            // Compaction.
+            the_last_record_of_each_key_stays
+            compaction_waits_until_it_is_due
+            tombstones_have_their_time
+            numbers_survive_compaction
+            both_policies_do_both
+            readers_go_on_through_a_compaction
             // Lifecycle.
             partitions_are_made_once_and_must_exist
             a_restart_changes_nothing
@@ -286,6 +294,7 @@ mod tests {
         let suite = include_str!("conformance.rs");
         let files = [
             include_str!("conformance/appends.rs"),
+            include_str!("conformance/compaction.rs"),
             include_str!("conformance/lifecycle.rs"),
             include_str!("conformance/lookups.rs"),
             include_str!("conformance/producers.rs"),

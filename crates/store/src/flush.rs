@@ -32,6 +32,7 @@ const OPEN_WRITERS_MAX: usize = 512;
 pub(crate) struct Queue {
     inner: Mutex<Waiting>,
     arrived: Condvar,
+    idle: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -39,6 +40,8 @@ struct Waiting {
     partitions: Vec<Arc<LocalPartition>>,
     /// Durable ends that recovery found, for the witness.
     ends: Vec<(PartitionId, LogPosition)>,
+    /// The flusher is writing or syncing.
+    busy: bool,
     stop: bool,
 }
 
@@ -56,6 +59,17 @@ impl Queue {
     pub(crate) fn witness(&self, id: PartitionId, end: LogPosition) {
         self.inner.lock().ends.push((id, end));
         self.arrived.notify_one();
+    }
+
+    /// Waits until nobody waits for the flusher, but no longer than this: work that can wait lets a group through.
+    pub(crate) fn wait_until_idle(&self, most: Duration) {
+        let deadline = Instant::now() + most;
+        let mut waiting = self.inner.lock();
+        while (waiting.busy || !waiting.partitions.is_empty()) && !waiting.stop {
+            if self.idle.wait_until(&mut waiting, deadline).timed_out() {
+                return;
+            }
+        }
     }
 
     /// The thread ends after one more round.
@@ -150,6 +164,10 @@ impl Flusher {
         .min();
         let queue = &self.shared.queue;
         let mut waiting = queue.inner.lock();
+        if waiting.partitions.is_empty() {
+            waiting.busy = false;
+            queue.idle.notify_all();
+        }
         while waiting.partitions.is_empty() && waiting.ends.is_empty() && !waiting.stop {
             match deadline {
                 None => queue.arrived.wait(&mut waiting),
@@ -164,6 +182,7 @@ impl Flusher {
             self.ends.insert(id, end);
             self.ends_since.get_or_insert_with(Instant::now);
         }
+        waiting.busy = !waiting.partitions.is_empty();
         (std::mem::take(&mut waiting.partitions), waiting.stop)
     }
 

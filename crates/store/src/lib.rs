@@ -21,13 +21,13 @@ mod waiters;
 pub use local::{LocalOpenError, LocalOptions, LocalStorage, StoreClock};
 pub use memory::MemoryStorage;
 pub use partition::{
-    AckLevel, Append, Appended, Backpressure, Batches, LogEnds, Maintained, OffsetAt, PartitionStore,
-    ProducerView, ReadBatch, ReadError, ReadLimit, RecordCount, StoreInfo, StoreState, Visibility,
-    WRITTEN_SYNC_INTERVAL, Waiter,
+    AckLevel, Append, Appended, Backpressure, Batches, Compacted, Dirtiness, LogEnds, Maintained, OffsetAt,
+    PartitionStore, ProducerView, ReadBatch, ReadError, ReadLimit, RecordCount, StoreInfo, StoreState,
+    Visibility, WRITTEN_SYNC_INTERVAL, Waiter,
 };
 pub use storage::{
-    CleanupPolicy, Health, OpenError, OpenMode, PartitionConfig, RecoverySummary, Storage, StoreError,
-    StoreStatistics, SyncMethod, TimestampType,
+    CleanupPolicy, CompactionConfig, Health, OpenError, OpenMode, PartitionConfig, RecoverySummary, Share,
+    Storage, StoreError, StoreStatistics, SyncMethod, TimestampType,
 };
 pub use sync::SyncPreference;
 pub use ticket::{AppendError, AppendTicket, FenceEpoch, TicketSender};

@@ -2,6 +2,7 @@
 //!
 //! Not here: the bytes and their recovery (`rimstone-log`), the thread that writes (`flush`).
 
+mod compact;
 mod counters;
 mod disk;
 mod partition;
@@ -34,8 +35,8 @@ use crate::{
     flush,
     partition::PartitionStore,
     storage::{
-        CleanupPolicy, Health, OpenError, OpenMode, PartitionConfig, RecoverySummary, Storage, StoreError,
-        StoreStatistics, SyncMethod, TimestampType,
+        Health, OpenError, OpenMode, PartitionConfig, RecoverySummary, Storage, StoreError, StoreStatistics,
+        SyncMethod, TimestampType,
     },
     sync::{SyncPreference, Syncer},
 };
@@ -160,11 +161,15 @@ impl Shared {
     fn log_config(&self, config: &PartitionConfig) -> LogConfig {
         LogConfig {
             segment_bytes: config.segment_bytes.get(),
-            segment_age: config.segment_age,
+            // What is in the active segment cannot be compacted.
+            segment_age: match config.compaction.max_lag {
+                Some(lag) if config.cleanup.compacts() => config.segment_age.min(lag),
+                _ => config.segment_age,
+            },
             index_interval_bytes: config.index_interval.get(),
             retention_age: config.retention_age,
             retention_bytes: config.retention_bytes.map(ByteCount::get),
-            retention: config.cleanup != CleanupPolicy::Compact,
+            retention: config.cleanup.deletes(),
             append_time_stamps: config.timestamp_type == TimestampType::AppendTime,
             producers: self.producers.clone(),
             salts: SaltSource(Arc::new(random_salt)),
@@ -302,7 +307,7 @@ fn open_partition(
     if shared.witnessed.get(&id) != Some(&log.durable_position()) {
         shared.queue.witness(id, log.durable_position());
     }
-    Ok(LocalPartition::new(Arc::clone(shared), id, path, log, config.ack))
+    Ok(LocalPartition::new(Arc::clone(shared), id, path, log, config))
 }
 
 pub(crate) fn store_error(error: FileError) -> StoreError {
@@ -425,6 +430,9 @@ impl Drop for LocalStorage {
         self.shared.queue.stop();
         if let Some(flusher) = self.flusher.lock().take() {
             drop(flusher.join());
+        }
+        for partition in self.shared.all() {
+            partition.stop_compaction();
         }
         self.shared.directory.release();
     }

@@ -8,6 +8,8 @@ pub use rimstone_types::LogEnds;
 use rimstone_types::{ByteCount, Numbering, Offset, ProducerEpoch, ProducerId, Timestamp};
 use tokio::sync::Notify;
 
+pub use rimstone_log::compaction::Dirtiness;
+
 use crate::{
     storage::{PartitionConfig, StoreError},
     ticket::AppendTicket,
@@ -58,6 +60,17 @@ pub trait PartitionStore: Send + Sync + std::fmt::Debug {
 
     /// Rolls and deletes what is due at `now`; expires producers.
     fn maintain(&self, now: Timestamp) -> BoxFuture<'_, Result<Maintained, StoreError>>;
+
+    /// How dirty the log is, and whether a compaction is due. Nothing where `cleanup.policy` does not ask for it.
+    fn dirtiness(&self, now: Timestamp) -> BoxFuture<'_, Result<Dirtiness, StoreError>>;
+
+    /// Compacts over about `budget` bytes of log: goes on with the pass that is begun, or begins one if it is due.
+    /// It yields to the flusher. What it has taken away was superseded below the stable end; offsets and append
+    /// times stay. A call that is dropped does no harm.
+    ///
+    /// # Errors
+    /// [`StoreError`]: the pass is given up; what was there before is there.
+    fn compact(&self, now: Timestamp, budget: ByteCount) -> BoxFuture<'_, Result<Compacted, StoreError>>;
 
     /// What is known of a producer here, once everything it is based on is durable.
     fn producer(&self, id: ProducerId) -> BoxFuture<'_, Result<Option<ProducerView>, StoreError>>;
@@ -222,6 +235,25 @@ pub struct Maintained {
     pub more: bool,
 }
 
+/// What a call of [`PartitionStore::compact`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Compacted {
+    /// The pass is not over.
+    pub more: bool,
+    /// A pass ended with this call.
+    pub finished: bool,
+    /// Bytes of log read.
+    pub read: ByteCount,
+    /// Bytes of log written anew.
+    pub written: ByteCount,
+    /// Records that went.
+    pub records_removed: u64,
+    /// Segments that were replaced.
+    pub segments_before: u32,
+    /// Segments that stand in their place.
+    pub segments_after: u32,
+}
+
 /// What is known of a producer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProducerView {
@@ -252,6 +284,8 @@ pub struct StoreInfo {
     pub undurable_bytes: ByteCount,
     /// Producers remembered.
     pub producers: u32,
+    /// How dirty it is, young records not told apart; `None` where it is not compacted.
+    pub dirtiness: Option<Dirtiness>,
     /// Whether it serves.
     pub state: StoreState,
 }

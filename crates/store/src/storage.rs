@@ -83,6 +83,80 @@ pub enum CleanupPolicy {
     CompactAndDelete,
 }
 
+impl CleanupPolicy {
+    /// Whether old segments are deleted by age and size.
+    pub const fn deletes(self) -> bool {
+        !matches!(self, Self::Compact)
+    }
+
+    /// Whether the latest record of each key is kept.
+    pub const fn compacts(self) -> bool {
+        !matches!(self, Self::Delete)
+    }
+}
+
+/// A share, in millionths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Share(u32);
+
+impl Share {
+    /// The share of so many millionths; `None` above one.
+    pub const fn from_millionths(millionths: u32) -> Option<Self> {
+        if millionths <= 1_000_000 { Some(Self(millionths)) } else { None }
+    }
+
+    /// As a number from 0 to 1.
+    pub fn as_f64(self) -> f64 {
+        f64::from(self.0) / 1e6
+    }
+}
+
+impl std::fmt::Display for Share {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.as_f64().fmt(f)
+    }
+}
+
+/// When a log is compacted, and what may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CompactionConfig {
+    /// Due when at least this share is dirty (`min.cleanable.dirty.ratio`).
+    pub min_dirty_ratio: Share,
+    /// Records younger than this, by append time, stay as they are (`min.compaction.lag.ms`).
+    pub min_lag: Duration,
+    /// Due when something was dirty for longer than this (`max.compaction.lag.ms`); `None`: never by time.
+    pub max_lag: Option<Duration>,
+    /// How long a tombstone stays after it was first cleaned (`delete.retention.ms`).
+    pub delete_retention: Duration,
+}
+
+impl Default for CompactionConfig {
+    /// Kafka's.
+    fn default() -> Self {
+        Self {
+            min_dirty_ratio: Share(500_000),
+            min_lag: Duration::ZERO,
+            max_lag: None,
+            delete_retention: Duration::from_secs(24 * 60 * 60),
+        }
+    }
+}
+
+impl CompactionConfig {
+    /// In the words of the log.
+    pub(crate) fn settings(&self) -> rimstone_log::compaction::CompactionSettings {
+        /// Keys of one pass: 1.4 million of them. One pass runs at a time.
+        const MAP_BYTES: usize = 48 << 20;
+        rimstone_log::compaction::CompactionSettings {
+            dirty_ratio: self.min_dirty_ratio.as_f64(),
+            min_lag: self.min_lag,
+            max_lag: self.max_lag,
+            delete_retention: self.delete_retention,
+            map_bytes: MAP_BYTES,
+        }
+    }
+}
+
 /// What a partition needs to know of its topic's settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartitionConfig {
@@ -98,6 +172,8 @@ pub struct PartitionConfig {
     pub timestamp_type: TimestampType,
     /// `cleanup.policy`.
     pub cleanup: CleanupPolicy,
+    /// When a log is compacted, and what may go.
+    pub compaction: CompactionConfig,
     /// What an acknowledgement means (`rimstone.ack`), and what readers see.
     pub ack: crate::AckLevel,
     /// About how much log lies between two index entries (`index.interval.bytes`).
@@ -114,6 +190,7 @@ impl Default for PartitionConfig {
             retention_bytes: None,
             timestamp_type: TimestampType::CreateTime,
             cleanup: CleanupPolicy::Delete,
+            compaction: CompactionConfig::default(),
             ack: crate::AckLevel::Durable,
             index_interval: ByteCount::kib(4),
         }

@@ -70,17 +70,14 @@ fn partition_findings(
     let mut reached = LogPosition::default();
     let start = log::read_log_start(&directory)?.unwrap_or_default();
     let mut expected: Option<Offset> = None;
-    let mut covered = Offset::ZERO;
+    for base in log::superseded(&directory)? {
+        findings
+            .remarks
+            .push(format!("segment {base} was replaced by compaction; the next start removes it"));
+    }
     for base in log::segments(&directory)? {
         let view = SegmentView::open(&directory, base).map_err(|error| Failure::failed(error.to_string()))?;
-        if base < covered {
-            findings
-                .remarks
-                .push(format!("segment {base} was replaced by compaction; the next start removes it"));
-            continue;
-        }
         if let Some(end) = view.header.range_end.filter(|_| view.broken.is_none()) {
-            covered = end;
             let position = log::FIRST_FRAME;
             attested = attested.max(LogPosition { segment: end, position, offset: end });
         }

@@ -73,7 +73,7 @@ pub struct Progress {
 
 /// What is to be done next.
 #[derive(Debug)]
-pub enum Step {
+pub enum CompactionStep {
     /// Go on when it suits.
     More,
     /// A group is written and on disk: put it in place.
@@ -179,16 +179,16 @@ impl Compaction {
     ///
     /// # Errors
     /// [`CompactionError`]: the pass is over, and is to be dropped.
-    pub fn advance(&mut self, budget: u64) -> Result<Step, CompactionError> {
+    pub fn advance(&mut self, budget: u64) -> Result<CompactionStep, CompactionError> {
         match std::mem::replace(&mut self.phase, Phase::Done) {
             Phase::Learning(place) => self.learn(place, budget),
             Phase::Looking(group, place) => self.look(group, place, budget),
             Phase::Writing(group, place, writing) => self.write(group, place, writing, budget),
-            Phase::Done => Ok(Step::Done),
+            Phase::Done => Ok(CompactionStep::Done),
         }
     }
 
-    fn learn(&mut self, mut place: Place, budget: u64) -> Result<Step, CompactionError> {
+    fn learn(&mut self, mut place: Place, budget: u64) -> Result<CompactionStep, CompactionError> {
         let (until, dirty_from) = (self.segments.len(), self.dirty_from);
         let sieve = &mut self.sieve;
         let walked = walk(&self.segments, &mut place, until, budget, |segment, header, _, payload| {
@@ -202,13 +202,13 @@ impl Compaction {
         self.progress.read_bytes += walked.bytes;
         if !walked.over {
             self.phase = Phase::Learning(place);
-            return Ok(Step::More);
+            return Ok(CompactionStep::More);
         }
         let end = self.sieve.end();
         let count = self.facts.iter().take_while(|facts| facts.base < end).count();
         self.groups = groups(&self.facts[..count], self.segment_bytes);
         self.next_group(0)?;
-        Ok(Step::More)
+        Ok(CompactionStep::More)
     }
 
     fn next_group(&mut self, group: usize) -> Result<(), CompactionError> {
@@ -248,7 +248,12 @@ impl Compaction {
         Ok(())
     }
 
-    fn look(&mut self, group: usize, mut place: Place, budget: u64) -> Result<Step, CompactionError> {
+    fn look(
+        &mut self,
+        group: usize,
+        mut place: Place,
+        budget: u64,
+    ) -> Result<CompactionStep, CompactionError> {
         let (until, sieve) = (self.groups[group].end, &self.sieve);
         let mut changes = false;
         let walked = walk(&self.segments, &mut place, until, budget, |segment, _, _, payload| {
@@ -269,7 +274,7 @@ impl Compaction {
         } else {
             self.phase = Phase::Looking(group, place);
         }
-        Ok(Step::More)
+        Ok(CompactionStep::More)
     }
 
     fn write(
@@ -278,7 +283,7 @@ impl Compaction {
         mut place: Place,
         mut writing: Box<Writing>,
         budget: u64,
-    ) -> Result<Step, CompactionError> {
+    ) -> Result<CompactionStep, CompactionError> {
         let (until, sieve) = (self.groups[group].end, &self.sieve);
         let before = writing.output.bytes();
         let walked = walk(&self.segments, &mut place, until, budget, |segment, header, time, payload| {
@@ -301,7 +306,7 @@ impl Compaction {
             writing.output.settle()?;
             self.progress.written_bytes += writing.output.bytes() - before;
             self.phase = Phase::Writing(group, place, writing);
-            return Ok(Step::More);
+            return Ok(CompactionStep::More);
         }
         let Writing { mut output, removed, gone } = *writing;
         let members = self.groups[group].clone();
@@ -322,7 +327,11 @@ impl Compaction {
         self.progress.segments_after += 1;
         let replaces = self.segments[members].to_vec();
         self.next_group(group + 1)?;
-        Ok(Step::Replace(Box::new(Replacement { output, replaces, directory: self.directory.clone() })))
+        Ok(CompactionStep::Replace(Box::new(Replacement {
+            output,
+            replaces,
+            directory: self.directory.clone(),
+        })))
     }
 }
 

@@ -9,6 +9,7 @@ use std::{
 use rimstone_record::{BatchHeader, HEADER_LENGTH};
 use rimstone_types::{Offset, Timestamp};
 
+use super::CompactionError;
 use crate::{
     error::FileError,
     files,
@@ -125,12 +126,12 @@ impl Output {
 
     /// Gives the finished file its name, durably, in place of what has it, and answers the segment with the check
     /// of its last frame.
-    pub(crate) fn install(mut self) -> Result<(Segment, u32), FileError> {
+    pub(crate) fn install(mut self) -> Result<(Segment, u32), CompactionError> {
         std::fs::rename(&self.path, &self.target)
             .map_err(|error| FileError::new("rename", &self.path, error))?;
         self.installed = true;
         if let Some(directory) = self.target.parent() {
-            files::sync_directory(directory)?;
+            files::sync_directory(directory).map_err(CompactionError::Unknown)?;
         }
         let entries = std::mem::take(&mut self.index.entries);
         let segment = Segment::compacted(

@@ -33,6 +33,11 @@ impl Compactable {
     pub fn dirtiness(&self) -> Dirtiness {
         self.plan.dirtiness
     }
+
+    /// Bytes of the largest segment: about what is written before anything goes.
+    pub fn room_bytes(&self) -> u64 {
+        self.facts.iter().map(|facts| facts.bytes).max().unwrap_or(0)
+    }
 }
 
 /// A group that is written and on disk under another name.
@@ -170,6 +175,17 @@ impl Log {
         self.shared.segments.store(Arc::new(segments));
         // Behind the segments: who reads the number before them counts again.
         self.shared.generation.fetch_add(1, Ordering::Release);
+    }
+
+    /// Bytes of sealed segments that compaction has cleaned, and of those that it has not.
+    pub fn cleaned_size(&self) -> (u64, u64) {
+        let segments = self.shared.segments.load();
+        let (mut clean, mut dirty) = (0, 0);
+        for pair in segments.windows(2) {
+            let whole = dirty == 0 && pair[0].header.cleaned_end() == pair[1].base;
+            *if whole { &mut clean } else { &mut dirty } += pair[0].end();
+        }
+        (clean, dirty)
     }
 
     fn find(&self, group: &[Arc<Segment>]) -> Option<usize> {

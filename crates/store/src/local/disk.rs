@@ -52,6 +52,19 @@ impl DiskGuard {
         taken.map(drop).map_err(|free| (ByteCount(free), self.reserve))
     }
 
+    /// Whether so many bytes more leave half of the reserve: for what frees space in the end.
+    ///
+    /// # Errors
+    /// The free bytes and the reserve.
+    pub(crate) fn spare(&self, bytes: ByteCount) -> Result<(), (ByteCount, ByteCount)> {
+        self.look();
+        let free = self.free.load(Ordering::Relaxed);
+        if free.saturating_sub(bytes.get()) >= self.reserve.get() / 2 {
+            return Ok(());
+        }
+        Err((ByteCount(free), self.reserve))
+    }
+
     /// The free bytes, if they are below the reserve.
     pub(crate) fn below_reserve(&self) -> Option<(ByteCount, ByteCount)> {
         self.look();

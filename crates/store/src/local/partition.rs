@@ -19,10 +19,10 @@ use rimstone_log::{
 use rimstone_types::{Offset, PartitionId};
 use tokio::sync::oneshot;
 
-use super::{Shared, store_error};
+use super::{Shared, compact::CompactionState, store_error};
 use crate::{
     partition::{AckLevel, Appended},
-    storage::StoreError,
+    storage::{PartitionConfig, StoreError},
     ticket::{AppendError, TicketSender},
     waiters::Waiters,
 };
@@ -34,27 +34,28 @@ pub(crate) struct LocalPartition {
     pub(crate) directory: PathBuf,
     /// In the flusher's queue.
     pub(crate) queued: AtomicBool,
-    shared: Arc<Shared>,
-    reader: LogReader,
+    pub(super) shared: Arc<Shared>,
+    pub(super) reader: LogReader,
     /// The topic's readers see what is written.
     sees_written: AtomicBool,
-    state: Mutex<State>,
+    pub(super) state: Mutex<State>,
     waiters: Waiters,
-    /// One trim or maintenance pass at a time.
-    maintenance: tokio::sync::Mutex<()>,
+    /// One trim, maintenance pass or slice of a compaction at a time.
+    pub(super) maintenance: tokio::sync::Mutex<()>,
+    pub(super) compaction: CompactionState,
 }
 
 #[derive(Debug)]
-struct State {
-    log: Log,
+pub(super) struct State {
+    pub(super) log: Log,
     /// In the order in which they were given; resolved in that order.
     tickets: VecDeque<Parked>,
     /// Wait until what was staged when they came is durable, and what was asked for with it is done.
     barriers: Vec<Barrier>,
     /// Barriers of the plan that is being written or synced.
     barriers_out: Vec<Barrier>,
-    poisoned: Option<String>,
-    closed: Option<&'static str>,
+    pub(super) poisoned: Option<String>,
+    pub(super) closed: Option<&'static str>,
 }
 
 type Barrier = oneshot::Sender<Result<(), StoreError>>;
@@ -90,7 +91,7 @@ impl LocalPartition {
         id: PartitionId,
         directory: PathBuf,
         log: Log,
-        ack: AckLevel,
+        config: &PartitionConfig,
     ) -> Arc<Self> {
         Arc::new(Self {
             id,
@@ -98,7 +99,7 @@ impl LocalPartition {
             queued: AtomicBool::new(false),
             shared,
             reader: log.reader(),
-            sees_written: AtomicBool::new(ack == AckLevel::Written),
+            sees_written: AtomicBool::new(config.ack == AckLevel::Written),
             state: Mutex::new(State {
                 log,
                 tickets: VecDeque::new(),
@@ -109,6 +110,7 @@ impl LocalPartition {
             }),
             waiters: Waiters::default(),
             maintenance: tokio::sync::Mutex::new(()),
+            compaction: CompactionState::new(config),
         })
     }
 
@@ -260,6 +262,7 @@ impl LocalPartition {
         for barrier in barriers {
             drop(barrier.send(Err(error.clone())));
         }
+        self.stop_compaction();
         self.waiters.wake();
     }
 
@@ -311,7 +314,7 @@ impl LocalPartition {
     }
 
     /// Waits until everything staged is durable, and what `stage` asks for with it is done.
-    async fn barrier(self: &Arc<Self>, stage: impl FnOnce(&mut Log)) -> Result<(), StoreError> {
+    pub(super) async fn barrier(self: &Arc<Self>, stage: impl FnOnce(&mut Log)) -> Result<(), StoreError> {
         let waiting = {
             let mut state = self.state.lock();
             if self.shared.closing.load(Ordering::Acquire) {

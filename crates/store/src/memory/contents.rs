@@ -1,5 +1,7 @@
 //! What one partition holds, and the decisions on it. Pure: the lock, waking and counting are above.
 
+mod compact;
+
 use std::{collections::VecDeque, ops::Range, time::Duration};
 
 use rimstone_log::producers::{Claim, Limits as ProducerLimits, ProducerTable, Verdict};
@@ -7,8 +9,8 @@ use rimstone_record::{Limits, Record};
 use rimstone_types::{LogEnds, Offset, Timestamp};
 
 use crate::{
-    Append, AppendError, Appended, Batches, CleanupPolicy, Maintained, OffsetAt, PartitionConfig, ReadBatch,
-    ReadLimit, RecordCount, StoreError, TimestampType,
+    Append, AppendError, Appended, Batches, Maintained, OffsetAt, PartitionConfig, ReadBatch, ReadLimit,
+    RecordCount, StoreError, TimestampType,
 };
 
 /// One pass deletes by age at most one in so many segments (and always at least one), so that a clock that
@@ -39,12 +41,26 @@ struct Segment {
     last_append: Timestamp,
     /// Of its records; `Timestamp::MIN` without any.
     max_time: Timestamp,
+    /// What compaction has judged; the base if nothing.
+    cleaned: Offset,
 }
 
 impl Segment {
     fn new(base: Offset) -> Self {
         let (first_append, last_append, max_time) = (Timestamp::MIN, Timestamp::MIN, Timestamp::MIN);
-        Self { base, batches: 0, bytes: 0, first_append, last_append, max_time }
+        Self { base, batches: 0, bytes: 0, first_append, last_append, max_time, cleaned: base }
+    }
+
+    fn count(&mut self, read: &ReadBatch) {
+        if self.batches == 0 {
+            self.first_append = read.append_time;
+        }
+        self.batches += 1;
+        self.bytes += read.batch.bytes().len() as u64;
+        self.last_append = read.append_time;
+        if read.batch.header().has_records() {
+            self.max_time = self.max_time.max(read.batch.header().max_timestamp);
+        }
     }
 
     /// What retention by age goes by: without a record, when its batches were taken.
@@ -132,21 +148,10 @@ impl Contents {
     fn push(&mut self, read: ReadBatch) {
         let bytes = read.batch.bytes().len() as u64;
         let full = self.active().bytes + bytes > self.config.segment_bytes.get();
-        if self.active().batches > 0
-            && (full || self.active_is_old(read.append_time, self.config.segment_age))
-        {
+        if self.active().batches > 0 && (full || self.active_is_old(read.append_time, self.segment_age())) {
             self.segments.push_back(Segment::new(read.batch.base_offset()));
         }
-        let active = self.active_mut();
-        if active.batches == 0 {
-            active.first_append = read.append_time;
-        }
-        active.batches += 1;
-        active.bytes += bytes;
-        active.last_append = read.append_time;
-        if read.batch.header().has_records() {
-            active.max_time = active.max_time.max(read.batch.header().max_timestamp);
-        }
+        self.active_mut().count(&read);
         self.batches.push_back(read);
     }
 
@@ -156,6 +161,12 @@ impl Contents {
 
     fn active_mut(&mut self) -> &mut Segment {
         self.segments.back_mut().expect("there is always an active segment")
+    }
+
+    /// What is in the active segment cannot be compacted.
+    fn segment_age(&self) -> Duration {
+        let lag = self.config.compaction.max_lag.filter(|_| self.config.cleanup.compacts());
+        lag.unwrap_or(Duration::MAX).min(self.config.segment_age)
     }
 
     fn active_is_old(&self, now: Timestamp, age: Duration) -> bool {
@@ -176,7 +187,9 @@ impl Contents {
             }
             batches.push(read.clone());
         }
-        let next = batches.last().map_or(from, |read| read.batch.next_offset());
+        // Nothing may be left between here and the end.
+        let until = limit.until.map_or(self.end, |until| until.min(self.end)).max(from);
+        let next = batches.last().map_or(until, |read| read.batch.next_offset());
         Batches { batches, next, ends: self.ends() }
     }
 
@@ -261,7 +274,7 @@ impl Contents {
         let mut rolled = 0;
         // Also when retention would have it, which never takes the active segment.
         let retention_age = self.config.retention_age.filter(|_| self.deletes());
-        let age = retention_age.unwrap_or(Duration::MAX).min(self.config.segment_age);
+        let age = retention_age.unwrap_or(Duration::MAX).min(self.segment_age());
         if self.active().batches > 0 && self.active_is_old(now, age) {
             self.segments.push_back(Segment::new(self.end));
             rolled = 1;
@@ -275,7 +288,7 @@ impl Contents {
     }
 
     fn deletes(&self) -> bool {
-        self.config.cleanup != CleanupPolicy::Compact
+        self.config.cleanup.deletes()
     }
 
     /// How many segments are to go, and whether more are due than one pass takes. By size only while what

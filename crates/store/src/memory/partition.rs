@@ -11,9 +11,9 @@ use rimstone_types::{ByteCount, LogEnds, Offset, ProducerId, Timestamp};
 
 use super::{Shared, contents::Contents};
 use crate::{
-    Append, AppendError, AppendTicket, Appended, Backpressure, Batches, Maintained, OffsetAt,
-    PartitionConfig, PartitionStore, ProducerView, ReadError, ReadLimit, RecordCount, StoreError, StoreInfo,
-    StoreState, Waiter, waiters::Waiters,
+    Append, AppendError, AppendTicket, Appended, Backpressure, Batches, Compacted, Dirtiness, Maintained,
+    OffsetAt, PartitionConfig, PartitionStore, ProducerView, ReadError, ReadLimit, RecordCount, StoreError,
+    StoreInfo, StoreState, Waiter, waiters::Waiters,
 };
 
 /// An open partition. The contents outlive it.
@@ -170,6 +170,20 @@ impl PartitionStore for MemoryPartition {
         ready(maintained).boxed()
     }
 
+    fn dirtiness(&self, now: Timestamp) -> BoxFuture<'_, Result<Dirtiness, StoreError>> {
+        ready(self.with(|contents| contents.dirtiness(now))).boxed()
+    }
+
+    fn compact(&self, now: Timestamp, _budget: ByteCount) -> BoxFuture<'_, Result<Compacted, StoreError>> {
+        let compacted = self.with(|contents| contents.compact(now)).map(|(done, before, after)| {
+            // A delete horizon may make a batch larger.
+            self.shared.counters.held_bytes.fetch_add(after, Ordering::Relaxed);
+            self.shared.counters.held_bytes.fetch_sub(before, Ordering::Relaxed);
+            done
+        });
+        ready(compacted).boxed()
+    }
+
     fn producer(&self, id: ProducerId) -> BoxFuture<'_, Result<Option<ProducerView>, StoreError>> {
         let view = |contents: &mut Contents| {
             contents.producers.get(id).and_then(|entry| ProducerView::of(id, entry))
@@ -197,6 +211,7 @@ impl PartitionStore for MemoryPartition {
             segments: contents.segment_count() as u32,
             bytes: ByteCount(contents.bytes()),
             undurable_bytes: ByteCount(0),
+            dirtiness: contents.cleaned_size(),
             producers: contents.producers.len() as u32,
             state: if self.is_open() { StoreState::Serving } else { StoreState::Closed },
         }

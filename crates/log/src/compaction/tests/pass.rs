@@ -45,9 +45,9 @@ pub(super) fn compact(
             return Ok(None);
         }
         match step {
-            Step::More => {}
-            Step::Done => return Ok(Some(pass.progress())),
-            Step::Replace(replacement) => {
+            CompactionStep::More => {}
+            CompactionStep::Done => return Ok(Some(pass.progress())),
+            CompactionStep::Replace(replacement) => {
                 let snapshot = log.may_replace(&replacement)?;
                 let replaced = replacement.install(snapshot)?;
                 watch(log, "renamed");

@@ -14,9 +14,9 @@ use super::{LocalPartition, Parked};
 use crate::{
     local::{Counters, blocking, store_error},
     partition::{
-        AckLevel, Append, Appended, Backpressure, Batches, Maintained, OffsetAt, PartitionStore,
-        ProducerView, ReadBatch, ReadError, ReadLimit, RecordCount, StoreInfo, StoreState, Visibility,
-        Waiter,
+        AckLevel, Append, Appended, Backpressure, Batches, Compacted, Dirtiness, Maintained, OffsetAt,
+        PartitionStore, ProducerView, ReadBatch, ReadError, ReadLimit, RecordCount, StoreInfo, StoreState,
+        Visibility, Waiter,
     },
     storage::{PartitionConfig, StoreError},
     ticket::{AppendError, AppendTicket},
@@ -48,6 +48,7 @@ impl LocalPartition {
         self.barrier(|log| log.stage_snapshot(true)).await?;
         let partition = Arc::clone(self);
         blocking(move || {
+            let _not_now = partition.compaction.work();
             write_log_start(&partition.directory, start).map_err(store_error)?;
             let removed = partition.state.lock().log.advance_start(start);
             let (mut count, mut bytes) = (0, 0);
@@ -315,6 +316,20 @@ impl PartitionStore for Arc<LocalPartition> {
         })
     }
 
+    fn dirtiness(&self, now: Timestamp) -> BoxFuture<'_, Result<Dirtiness, StoreError>> {
+        Box::pin(async move {
+            let found = self.compactable(now).await?;
+            Ok(found.map(|(found, _)| found.dirtiness()).unwrap_or_default())
+        })
+    }
+
+    fn compact(&self, now: Timestamp, budget: ByteCount) -> BoxFuture<'_, Result<Compacted, StoreError>> {
+        Box::pin(async move {
+            let _one_at_a_time = self.maintenance.lock().await;
+            self.compact_some(now, budget).await
+        })
+    }
+
     fn producer(&self, id: ProducerId) -> BoxFuture<'_, Result<Option<ProducerView>, StoreError>> {
         Box::pin(async move {
             let (view, dirty) = {
@@ -352,13 +367,17 @@ impl PartitionStore for Arc<LocalPartition> {
     fn configure(&self, config: PartitionConfig) {
         self.sees_written.store(config.ack == AckLevel::Written, Ordering::Release);
         self.state.lock().log.configure(self.shared.log_config(&config));
+        self.compaction.configure(&config);
     }
 
     fn info(&self) -> StoreInfo {
         let ends = self.ends();
+        let compacts = self.compaction.is_on();
         let state = self.state.lock();
         let (segments, bytes) = state.log.size();
+        let (clean_bytes, dirty_bytes) = state.log.cleaned_size();
         StoreInfo {
+            dirtiness: compacts.then_some(Dirtiness { clean_bytes, dirty_bytes, due: false }),
             ends,
             segments,
             bytes: ByteCount(bytes),

@@ -1,0 +1,212 @@
+//! Compacting one partition, slice by slice, beside the flusher.
+//!
+//! Not here: what stays and what goes (`rimstone-log`), which partition comes next and how fast (the broker).
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use parking_lot::{Mutex, MutexGuard};
+use rimstone_log::{
+    Log,
+    compaction::{Compactable, Compaction, CompactionError, CompactionSettings, CompactionStep, Progress},
+};
+use rimstone_types::{ByteCount, Offset, Timestamp};
+
+use super::{Counters, blocking, partition::LocalPartition, store_error};
+use crate::{
+    partition::Compacted,
+    storage::{PartitionConfig, StoreError},
+};
+
+/// How much is worked on, and then put on disk, before the flusher is looked at again (ADR 0007).
+const UNIT_BYTES: u64 = 256 << 10;
+/// How long such a piece waits at most for the flusher to have nothing to do. Without a bound a busy server would
+/// never be compacted.
+const YIELD_MAX: Duration = Duration::from_millis(10);
+
+/// What is known of compacting a partition.
+#[derive(Debug)]
+pub(super) struct CompactionState {
+    /// The topic's settings, if it is compacted.
+    settings: Mutex<Option<CompactionSettings>>,
+    work: Mutex<Work>,
+}
+
+#[derive(Debug)]
+pub(super) struct Work {
+    pass: Option<Compaction>,
+    /// The segment here is damaged: it and what lies behind it are not looked at until the server is started again.
+    damaged_from: Offset,
+}
+
+impl CompactionState {
+    pub(super) fn new(config: &PartitionConfig) -> Self {
+        let work = Work { pass: None, damaged_from: Offset::MAX };
+        Self { settings: Mutex::new(settings(config)), work: Mutex::new(work) }
+    }
+
+    /// Settings changed; a pass that is begun ends at its next slice if the topic is not compacted any more.
+    pub(super) fn configure(&self, config: &PartitionConfig) {
+        *self.settings.lock() = settings(config);
+    }
+
+    pub(super) fn is_on(&self) -> bool {
+        self.settings.lock().is_some()
+    }
+
+    /// Held while a slice or the end of a trim runs, also if nobody waits for it any more: each must find the
+    /// segments that it looked at.
+    pub(super) fn work(&self) -> MutexGuard<'_, Work> {
+        self.work.lock()
+    }
+}
+
+fn settings(config: &PartitionConfig) -> Option<CompactionSettings> {
+    config.cleanup.compacts().then(|| config.compaction.settings())
+}
+
+impl LocalPartition {
+    /// Waits for a slice that runs, and gives the pass up: nothing is renamed any more.
+    pub(super) fn stop_compaction(&self) {
+        self.compaction.work().pass = None;
+    }
+
+    /// What can be compacted now, and by which settings.
+    pub(super) async fn compactable(
+        self: &Arc<Self>,
+        now: Timestamp,
+    ) -> Result<Option<(Compactable, CompactionSettings)>, StoreError> {
+        let partition = Arc::clone(self);
+        blocking(move || {
+            let Some(settings) = *partition.compaction.settings.lock() else { return Ok(None) };
+            let limit = partition.compaction.work().damaged_from;
+            let until = partition.state.lock().log.durable_position().segment.min(limit);
+            let found = Log::compactable(&partition.reader, until, &settings, now).map_err(store_error)?;
+            Ok(Some((found, settings)))
+        })
+        .await
+    }
+
+    /// A slice. The caller sees to it that nothing else maintains the partition meanwhile.
+    pub(super) async fn compact_some(
+        self: &Arc<Self>,
+        now: Timestamp,
+        budget: ByteCount,
+    ) -> Result<Compacted, StoreError> {
+        self.check_serving()?;
+        let begun = match self.compaction.work.try_lock() {
+            // The slice of a call that was dropped still runs.
+            None => return Ok(Compacted { more: true, ..Compacted::default() }),
+            Some(work) => work.pass.is_some(),
+        };
+        if !begun && !self.begin(now).await? {
+            return Ok(Compacted::default());
+        }
+        let partition = Arc::clone(self);
+        blocking(move || partition.slice(budget.get())).await
+    }
+
+    fn check_serving(&self) -> Result<(), StoreError> {
+        if self.shared.closing.load(Ordering::Acquire) {
+            return Err(StoreError::ShuttingDown);
+        }
+        let state = self.state.lock();
+        if let Some(reason) = &state.poisoned {
+            return Err(StoreError::Poisoned { reason: reason.clone() });
+        }
+        if state.closed.is_some() { Err(StoreError::Deleted) } else { Ok(()) }
+    }
+
+    /// Begins a pass if one is due.
+    async fn begin(self: &Arc<Self>, now: Timestamp) -> Result<bool, StoreError> {
+        let Some((found, settings)) = self.compactable(now).await? else { return Ok(false) };
+        if !found.dirtiness().due {
+            return Ok(false);
+        }
+        // A group of neighbours is written anew before the old ones go.
+        if self.shared.guard.spare(ByteCount(found.room_bytes())).is_err() {
+            return Err(StoreError::Full { path: self.directory.display().to_string() });
+        }
+        // What is known of producers must outlive the records that it came from (semantics, idempotence, rule 6).
+        self.barrier(|log| log.stage_snapshot(true)).await?;
+        let partition = Arc::clone(self);
+        blocking(move || {
+            let pass = partition.state.lock().log.begin_compaction(found, &settings, now);
+            let mut work = partition.compaction.work();
+            partition.check_serving()?;
+            work.pass = Some(pass);
+            Ok(true)
+        })
+        .await
+    }
+
+    fn slice(&self, budget: u64) -> Result<Compacted, StoreError> {
+        let mut work = self.compaction.work();
+        self.check_serving()?;
+        let Some(mut pass) = work.pass.take().filter(|_| self.compaction.is_on()) else {
+            return Ok(Compacted::default());
+        };
+        let before = pass.progress();
+        let done = |progress: Progress, finished: bool| Compacted {
+            more: !finished,
+            finished,
+            read: ByteCount(progress.read_bytes - before.read_bytes),
+            written: ByteCount(progress.written_bytes - before.written_bytes),
+            records_removed: progress.records_removed - before.records_removed,
+            segments_before: progress.segments_before - before.segments_before,
+            segments_after: progress.segments_after - before.segments_after,
+        };
+        loop {
+            self.shared.queue.wait_until_idle(YIELD_MAX);
+            match self.step(&mut pass) {
+                Ok(true) => return Ok(done(pass.progress(), true)),
+                Ok(false) => {}
+                Err(error) => {
+                    if let CompactionError::Damaged { segment, .. } = &error {
+                        work.damaged_from = work.damaged_from.min(*segment);
+                        Counters::add(&self.shared.counters.damaged_ranges, 1);
+                    }
+                    return Err(self.failed(error));
+                }
+            }
+            let progress = pass.progress();
+            if done(progress, false).read.get() >= budget || self.shared.closing.load(Ordering::Acquire) {
+                work.pass = Some(pass);
+                return Ok(done(progress, false));
+            }
+        }
+    }
+
+    /// One piece. `true`: the pass is over.
+    fn step(&self, pass: &mut Compaction) -> Result<bool, CompactionError> {
+        match pass.advance(UNIT_BYTES)? {
+            CompactionStep::More => Ok(false),
+            CompactionStep::Done => Ok(true),
+            CompactionStep::Replace(replacement) => {
+                let snapshot = self.state.lock().log.may_replace(&replacement)?;
+                let replaced = replacement.install(snapshot)?;
+                self.state.lock().log.replaced(&replaced);
+                replaced.clean_up();
+                Ok(false)
+            }
+        }
+    }
+
+    fn failed(&self, error: CompactionError) -> StoreError {
+        match error {
+            CompactionError::File(error) => store_error(error),
+            CompactionError::Unknown(error) => {
+                let reason = format!("a compacted segment may not be there after a power cut: {error}");
+                self.poison(&reason);
+                StoreError::Poisoned { reason }
+            }
+            error @ (CompactionError::Damaged { .. } | CompactionError::Overtaken(_)) => StoreError::Io {
+                operation: "compact",
+                path: self.directory.display().to_string(),
+                reason: error.to_string(),
+            },
+        }
+    }
+}
