@@ -18,6 +18,7 @@ use uuid::Uuid;
 use crate::{
     catalog::Catalog,
     clock::Clock,
+    compaction::Compacting,
     config::BrokerConfig,
     coordinator::Coordinator,
     error::{Failure, Reason, ShuttingDown},
@@ -57,6 +58,8 @@ pub(crate) struct Inner {
     pub(crate) commits: CommitTable,
     /// What was counted from each commit.
     pub(crate) lag: LagTable,
+    /// One log is compacted at a time.
+    pub(crate) compacting: tokio::sync::Mutex<Compacting>,
     /// Every mutation of the catalog holds it from the decision until the tables say the same.
     pub(crate) catalog: tokio::sync::Mutex<Catalog>,
     pub(crate) budget: Budget,

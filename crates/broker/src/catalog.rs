@@ -1,8 +1,9 @@
 //! `__catalog`: topics, named producers, blocks of producer ids and the server's identity, as records of an
 //! internal topic on the same log. It is never taken for an empty one when it cannot be read.
 //!
-//! Not here: tables that are asked while serving (`topics`, `producer_ids`); compaction, which this topic
-//! will have.
+//! Compacted: offsets have gaps, and its end alone says how many mutations there were.
+//!
+//! Not here: tables that are asked while serving (`topics`, `producer_ids`).
 
 mod records;
 
@@ -10,11 +11,14 @@ use std::sync::Arc;
 
 use rimstone_record::{BatchBuilder, Compression, Limits as RecordLimits, NewRecord};
 use rimstone_store::{
-    Append, OpenMode, PartitionConfig, PartitionStore, ReadError, ReadLimit, Storage, Visibility,
+    Append, CleanupPolicy, OpenMode, PartitionConfig, PartitionStore, ReadError, ReadLimit, Storage,
+    Visibility,
 };
 use rimstone_types::{ByteCount, Offset, PartitionId, PartitionIndex, Timestamp, TopicId};
 
-pub(crate) use records::{CatalogRecord, IdsValue, Loaded, ProducerValue, ServerValue, TopicValue};
+pub(crate) use records::{
+    CatalogRecord, DeletedValue, IdsValue, Loaded, ProducerValue, ServerValue, TopicValue,
+};
 
 use crate::error::{CatalogError, CatalogUnreadable, StartError};
 
@@ -26,9 +30,18 @@ pub(crate) const CATALOG_PARTITION: PartitionId =
 /// Loading holds this much of it at a time.
 const LOAD_BYTES: ByteCount = ByteCount::mib(1);
 
-/// The settings of its partition: nothing is ever deleted by age or size.
+/// It is read whole at each start, and only what is not in its last segment is compacted.
+const SEGMENT_BYTES: ByteCount = ByteCount::mib(1);
+
+/// The settings of its partition: nothing is deleted by age or size, and of each key the last record stays.
 pub(crate) fn catalog_config() -> PartitionConfig {
-    PartitionConfig { retention_age: None, retention_bytes: None, ..PartitionConfig::default() }
+    PartitionConfig {
+        retention_age: None,
+        retention_bytes: None,
+        cleanup: CleanupPolicy::Compact,
+        segment_bytes: SEGMENT_BYTES,
+        ..PartitionConfig::default()
+    }
 }
 
 /// The writing end. One mutation at a time: it lies behind an asynchronous mutex.

@@ -14,6 +14,9 @@ pub struct BrokerConfig {
     /// How often partitions are rolled by age, retention is applied and producers expire (5 minutes, as in
     /// Kafka). Zero: never by itself ([`Broker::maintain`](crate::Broker::maintain) does it).
     pub maintenance_interval: Duration,
+    /// How often compacted topics are looked at for what is due (15 s, as in Kafka: `log.cleaner.backoff.ms`). Zero:
+    /// never by itself ([`Broker::compact`](crate::Broker::compact) does it).
+    pub compaction_interval: Duration,
     /// Lag is shown in metrics for each partition too, not only for each topic of a group: many series.
     pub lag_per_partition: bool,
     /// Bounds.
@@ -26,6 +29,7 @@ impl Default for BrokerConfig {
             default_partitions: NonZeroU32::MIN,
             topic_defaults: TopicSettings::default(),
             maintenance_interval: Duration::from_secs(5 * 60),
+            compaction_interval: Duration::from_secs(15),
             lag_per_partition: false,
             limits: Limits::default(),
         }

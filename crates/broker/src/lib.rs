@@ -9,6 +9,7 @@ mod background;
 mod broker;
 mod catalog;
 mod clock;
+mod compaction;
 mod config;
 // Sessions of members, which come next, use the rest of it.
 #[allow(dead_code)]
@@ -35,6 +36,7 @@ mod topics;
 pub use background::MaintenanceReport;
 pub use broker::{Broker, ReadinessIssue, ServerDescription};
 pub use clock::{Clock, SystemClock};
+pub use compaction::CompactionReport;
 pub use config::BrokerConfig;
 pub use decode::{Decoded, StoredRecord, decode};
 pub use error::{

@@ -1,6 +1,7 @@
 //! What the broker counts, as classic Prometheus text. Not here: the HTTP that serves it (`rimstone-web`).
 
 mod collector;
+mod compaction;
 mod groups;
 mod lag;
 
@@ -9,6 +10,7 @@ use rimstone_store::ReadBatch;
 use rimstone_types::TopicName;
 
 pub(crate) use collector::StateCollector;
+pub(crate) use compaction::CompactionCounters;
 use groups::GroupCounters;
 
 use crate::error::{Failure, Reason};
@@ -27,6 +29,7 @@ pub(crate) struct Metrics {
     fetched_records: IntCounterVec,
     fetched_bytes: IntCounterVec,
     pub(crate) groups: GroupCounters,
+    pub(crate) compaction: CompactionCounters,
     pub(crate) produce_seconds: Histogram,
     pub(crate) fetch_seconds: Histogram,
 }
@@ -60,6 +63,7 @@ impl Metrics {
                 "Bytes of batches read for clients, as stored.",
             ),
             groups: GroupCounters::new(&registry),
+            compaction: CompactionCounters::new(&registry),
             produce_seconds: latency(
                 &registry,
                 "rimstone_produce_duration_seconds",

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use rimstone_store::{AckLevel, CleanupPolicy, PartitionConfig, TimestampType};
+use rimstone_store::{AckLevel, CleanupPolicy, PartitionConfig, Share, TimestampType};
 use rimstone_types::ByteCount;
 
 use crate::error::{Details, Failure, Reason};
@@ -133,11 +133,17 @@ const SEGMENT_AGE_MIN_MS: u64 = 1_000;
 const SETTINGS: &[Setting] = &[
     Setting {
         name: "cleanup.policy",
-        description: "what happens to old records: delete (compact is not there yet)",
-        allowed: "delete is the only policy of this version; compact comes with compaction",
+        description: "what happens to old records: delete (by age and size), compact (of each key the last record \
+                      stays; records need keys) or compact,delete",
+        allowed: "delete, compact or compact,delete",
         apply: |settings, value| {
-            settings.partition.cleanup = CleanupPolicy::Delete;
-            value == "delete"
+            settings.partition.cleanup = match value {
+                "delete" => CleanupPolicy::Delete,
+                "compact" => CleanupPolicy::Compact,
+                "compact,delete" | "delete,compact" => CleanupPolicy::CompactAndDelete,
+                _ => return false,
+            };
+            true
         },
         show: |settings| {
             match settings.partition.cleanup {
@@ -149,6 +155,15 @@ const SETTINGS: &[Setting] = &[
         },
     },
     Setting {
+        name: "delete.retention.ms",
+        description: "how long a tombstone stays after it was first compacted, in milliseconds from 0",
+        allowed: "a number of milliseconds from 0",
+        apply: |settings, value| {
+            millis(value, 0).map(|age| settings.partition.compaction.delete_retention = age).is_some()
+        },
+        show: |settings| settings.partition.compaction.delete_retention.as_millis().to_string(),
+    },
+    Setting {
         name: "index.interval.bytes",
         description: "bytes of log between two index entries, 64 to 16777216",
         allowed: "a number of bytes from 64 to 16777216",
@@ -158,6 +173,18 @@ const SETTINGS: &[Setting] = &[
                 .is_some()
         },
         show: |settings| settings.partition.index_interval.get().to_string(),
+    },
+    Setting {
+        name: "max.compaction.lag.ms",
+        description: "how long a record may stay uncompacted whatever the dirty ratio, in milliseconds from 1; \
+                      9223372036854775807: for ever",
+        allowed: "a number of milliseconds from 1, not below min.compaction.lag.ms",
+        apply: |settings, value| {
+            let Some(lag) = millis(value, 1) else { return false };
+            settings.partition.compaction.max_lag = (lag < NEVER).then_some(lag);
+            true
+        },
+        show: |settings| settings.partition.compaction.max_lag.unwrap_or(NEVER).as_millis().to_string(),
     },
     Setting {
         name: "max.message.bytes",
@@ -196,6 +223,24 @@ const SETTINGS: &[Setting] = &[
             }
             .to_owned()
         },
+    },
+    Setting {
+        name: "min.cleanable.dirty.ratio",
+        description: "share of a compacted log that must be dirty before it is compacted, from 0 to 1",
+        allowed: "a number from 0 to 1 with at most 6 decimals",
+        apply: |settings, value| {
+            share(value).map(|share| settings.partition.compaction.min_dirty_ratio = share).is_some()
+        },
+        show: |settings| settings.partition.compaction.min_dirty_ratio.to_string(),
+    },
+    Setting {
+        name: "min.compaction.lag.ms",
+        description: "how long a record stays uncompacted at least after it was appended, in milliseconds from 0",
+        allowed: "a number of milliseconds from 0",
+        apply: |settings, value| {
+            millis(value, 0).map(|lag| settings.partition.compaction.min_lag = lag).is_some()
+        },
+        show: |settings| settings.partition.compaction.min_lag.as_millis().to_string(),
     },
     Setting {
         name: "retention.bytes",
@@ -293,6 +338,20 @@ fn millis(value: &str, min: u64) -> Option<Duration> {
     (min..=i64::MAX as u64).contains(&count).then(|| Duration::from_millis(count))
 }
 
+/// Kafka's word for a lag without a bound.
+const NEVER: Duration = Duration::from_millis(i64::MAX as u64);
+
+fn share(value: &str) -> Option<Share> {
+    /// Decimals of a share: as many as it is kept with.
+    const DECIMALS: usize = 6;
+    let (whole, decimals) = value.split_once('.').unwrap_or((value, "0"));
+    if whole.is_empty() || decimals.is_empty() || decimals.len() > DECIMALS {
+        return None;
+    }
+    let millionths = digits(whole)?.checked_mul(1_000_000)? + digits(&format!("{decimals:0<DECIMALS$}"))?;
+    Share::from_millionths(u32::try_from(millionths).ok()?)
+}
+
 /// A number of plain digits: `parse` alone would let a `+` through.
 fn digits(value: &str) -> Option<u64> {
     value.bytes().all(|byte| byte.is_ascii_digit()).then(|| value.parse().ok()).flatten()
@@ -343,6 +402,22 @@ impl TopicSettings {
         let (value, limit) = (self.max_message_bytes.get(), request.get());
         let most = limit.saturating_sub(REQUEST_FRAME.get());
         if value > most { Err(SettingError::TooLargeForRequest { value, limit, most }) } else { Ok(()) }
+    }
+
+    /// Whether settings that bound each other do not contradict (Kafka's `LogConfig.validateValues`).
+    ///
+    /// # Errors
+    /// [`SettingError::Value`].
+    pub(crate) fn fits_together(&self) -> Result<(), SettingError> {
+        let compaction = &self.partition.compaction;
+        match compaction.max_lag {
+            Some(max) if max < compaction.min_lag => {
+                let setting = find("max.compaction.lag.ms")?;
+                let value = (setting.show)(self);
+                Err(SettingError::Value { name: setting.name, value, allowed: setting.allowed })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// All settings as they are shown.
@@ -412,8 +487,25 @@ mod tests {
             ("max.message.bytes", "33554432", true),
             ("max.message.bytes", "33554433", false),
             ("cleanup.policy", "delete", true),
-            ("cleanup.policy", "compact", false),
-            ("cleanup.policy", "compact,delete", false),
+            ("cleanup.policy", "compact", true),
+            ("cleanup.policy", "compact,delete", true),
+            ("cleanup.policy", "delete,compact", true),
+            ("cleanup.policy", "compact,compact", false),
+            ("delete.retention.ms", "0", true),
+            ("min.compaction.lag.ms", "0", true),
+            ("max.compaction.lag.ms", "0", false),
+            ("max.compaction.lag.ms", "9223372036854775807", true),
+            ("max.compaction.lag.ms", "9223372036854775808", false),
+            ("min.cleanable.dirty.ratio", "0", true),
+            ("min.cleanable.dirty.ratio", "1.0", true),
+            ("min.cleanable.dirty.ratio", "0.123456", true),
+            ("min.cleanable.dirty.ratio", "1.000001", false),
+            ("min.cleanable.dirty.ratio", "0.1234567", false),
+            ("min.cleanable.dirty.ratio", ".5", false),
+            ("min.cleanable.dirty.ratio", "0.", false),
+            ("min.cleanable.dirty.ratio", "-0.1", false),
+            ("min.cleanable.dirty.ratio", "5e-1", false),
+            ("min.cleanable.dirty.ratio", "NaN", false),
             ("message.timestamp.type", "LogAppendTime", true),
             ("message.timestamp.type", "logappendtime", false),
             ("message.timestamp.after.max.ms", "9223372036854775808", false),
@@ -430,6 +522,18 @@ mod tests {
         settings.set("rimstone.ack", "written").unwrap();
         assert_eq!(settings.partition.retention_age, None);
         assert_eq!(settings.partition.ack, AckLevel::Written);
+    }
+
+    #[test]
+    fn lags_of_compaction_do_not_contradict() {
+        let mut settings = TopicSettings::default();
+        assert_eq!(settings.fits_together(), Ok(()));
+        settings.set("min.compaction.lag.ms", "1000").unwrap();
+        settings.set("max.compaction.lag.ms", "1000").unwrap();
+        assert_eq!(settings.fits_together(), Ok(()));
+        settings.set("max.compaction.lag.ms", "999").unwrap();
+        let refused = settings.fits_together().unwrap_err();
+        assert!(matches!(refused, SettingError::Value { name: "max.compaction.lag.ms", .. }), "{refused}");
     }
 
     #[test]

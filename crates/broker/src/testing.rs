@@ -15,14 +15,14 @@ use futures::future::{BoxFuture, FutureExt, ready};
 use parking_lot::Mutex;
 use rimstone_record::{Batch, BatchBuilder, Compression, NewRecord, ProducerStamp};
 use rimstone_store::{
-    Append, AppendError, AppendTicket, Appended, Backpressure, Batches, Health, LogEnds, Maintained,
-    MemoryStorage, OffsetAt, OpenError, OpenMode, PartitionConfig, PartitionStore, ProducerView, ReadError,
-    ReadLimit, RecordCount, Storage, StoreError, StoreInfo, StoreStatistics, SyncMethod, TicketSender,
-    Visibility, Waiter,
+    Append, AppendError, AppendTicket, Appended, Backpressure, Batches, Compacted, Dirtiness, Health,
+    LogEnds, Maintained, MemoryStorage, OffsetAt, OpenError, OpenMode, PartitionConfig, PartitionStore,
+    ProducerView, ReadError, ReadLimit, RecordCount, Storage, StoreError, StoreInfo, StoreStatistics,
+    SyncMethod, TicketSender, Visibility, Waiter,
 };
 use rimstone_types::{
-    Numbering, Offset, PartitionId, PartitionIndex, ProducerEpoch, ProducerId, RequestNumber, Timestamp,
-    TopicId, TopicName,
+    ByteCount, Numbering, Offset, PartitionId, PartitionIndex, ProducerEpoch, ProducerId, RequestNumber,
+    Timestamp, TopicId, TopicName,
 };
 
 use crate::*;
@@ -96,6 +96,10 @@ pub(crate) struct Script {
     /// What maintenance answers.
     pub(crate) maintained: Maintained,
     maintained_at: Vec<Timestamp>,
+    /// The budgets of slices of compaction.
+    slices: Vec<ByteCount>,
+    /// What compacting it is to fail with.
+    pub(crate) compact_error: Option<StoreError>,
 }
 
 type Scripts = Arc<Mutex<BTreeMap<PartitionId, Script>>>;
@@ -142,6 +146,10 @@ impl Faulty {
 
     pub(crate) fn held(&self, id: PartitionId) -> usize {
         self.script(id, |script| script.held.len())
+    }
+
+    pub(crate) fn slices(&self, id: PartitionId) -> usize {
+        self.script(id, |script| script.slices.len())
     }
 
     pub(crate) fn maintained_at(&self, id: PartitionId) -> Vec<Timestamp> {
@@ -369,7 +377,11 @@ pub(crate) fn name(text: &str) -> TopicName {
 
 /// A configuration in which nothing happens by itself.
 pub(crate) fn still() -> BrokerConfig {
-    BrokerConfig { maintenance_interval: Duration::ZERO, ..BrokerConfig::default() }
+    BrokerConfig {
+        maintenance_interval: Duration::ZERO,
+        compaction_interval: Duration::ZERO,
+        ..BrokerConfig::default()
+    }
 }
 
 impl Fixture {

@@ -185,11 +185,22 @@ impl Describe {
                 partition.undurable.to_string(),
                 partition.segments.to_string(),
                 partition.producers.to_string(),
+                partition.dirty_ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.2}")),
                 partition.state.clone(),
             ]
         });
-        let head =
-            ["PARTITION", "START", "END", "OFFSETS", "BYTES", "UNDURABLE", "SEGMENTS", "PRODUCERS", "STATE"];
+        let head = [
+            "PARTITION",
+            "START",
+            "END",
+            "OFFSETS",
+            "BYTES",
+            "UNDURABLE",
+            "SEGMENTS",
+            "PRODUCERS",
+            "DIRTY",
+            "STATE",
+        ];
         table(head, &partitions.collect::<Vec<_>>())?;
         line("")?;
         Ok(settings_table(&topic.settings)?)
@@ -287,6 +298,7 @@ fn details_json(topic: &TopicDetails) -> Value {
             "bytes": partition.bytes.get(),
             "undurable_bytes": partition.undurable.get(),
             "producers": partition.producers,
+            "dirty_ratio": partition.dirty_ratio,
             "state": partition.state,
         })
     });

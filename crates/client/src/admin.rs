@@ -31,7 +31,7 @@ pub struct TopicSummary {
 }
 
 /// A topic, its partitions and its settings.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct TopicDetails {
     /// What a list shows of it.
     pub summary: TopicSummary,
@@ -42,7 +42,7 @@ pub struct TopicDetails {
 }
 
 /// A partition as the server sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Partition {
     /// Its number.
     pub partition: PartitionIndex,
@@ -58,6 +58,8 @@ pub struct Partition {
     pub producers: u32,
     /// `serving`, or what is wrong.
     pub state: String,
+    /// Share of the bytes of its sealed segments that compaction has not gone over; `None` if it is not compacted.
+    pub dirty_ratio: Option<f64>,
 }
 
 /// A setting of a topic.
@@ -375,6 +377,7 @@ fn partition(info: v1::PartitionInfo) -> Result<Partition, ClientError> {
         undurable: ByteCount(info.undurable_bytes),
         producers: info.producers,
         state: info.state,
+        dirty_ratio: info.dirty_ratio,
     })
 }
 

@@ -192,6 +192,7 @@ fn partition_info(partition: PartitionDescription) -> v1::PartitionInfo {
                 StoreState::Poisoned { reason } => format!("poisoned: {reason}"),
                 StoreState::Closed => "unavailable: closed".to_owned(),
             },
+            dirty_ratio: info.dirtiness.map(|dirtiness| dirtiness.ratio()),
         },
         Err(why) => {
             v1::PartitionInfo { partition: index, state: format!("unavailable: {why}"), ..Default::default() }

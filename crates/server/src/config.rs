@@ -285,6 +285,7 @@ fn broker(values: &Values<'_>) -> BrokerConfig {
         // Filled by `topic_defaults`, which can refuse.
         topic_defaults: TopicSettings::default(),
         maintenance_interval: values.duration("storage.maintenance_interval"),
+        compaction_interval: values.duration("storage.compaction_interval"),
         lag_per_partition: values.flag("metrics.lag_per_partition"),
         limits: Limits {
             topics: values.count("limits.topics"),

@@ -55,6 +55,7 @@ impl Broker {
             storage.fence(producer.id, Some(producer.epoch));
         }
         clear_unknown(&*storage, &loaded, &partitions).await;
+        note_deletions(&*storage, &mut catalog, &loaded, now).await?;
 
         let metrics = Metrics::new();
         let topics = TopicTable::default();
@@ -74,6 +75,7 @@ impl Broker {
             commits: CommitTable::default(),
             lag: LagTable::default(),
             sessions: Sessions::new(limits.sessions, limits.open_requests_per_producer),
+            compacting: tokio::sync::Mutex::default(),
             catalog: tokio::sync::Mutex::new(catalog),
             budget: Budget::new(limits.in_flight),
             waiting_fetches: Semaphore::new(limits.waiting_fetches),
@@ -95,6 +97,10 @@ impl Broker {
         let every = inner.config.maintenance_interval;
         if !every.is_zero() {
             inner.tasks.spawn(Arc::clone(&inner).run_maintenance(every));
+        }
+        let every = inner.config.compaction_interval;
+        if !every.is_zero() {
+            inner.tasks.spawn(Arc::clone(&inner).run_compaction(every));
         }
         Ok(Self { inner })
     }
@@ -124,7 +130,11 @@ fn catalog_topic(catalog: &Catalog, metrics: &Metrics, created: Timestamp) -> To
         name,
         id: TopicId::CATALOG,
         created,
-        overrides: Overrides::from([("retention.ms".to_owned(), "-1".to_owned())]),
+        overrides: Overrides::from([
+            ("cleanup.policy".to_owned(), "compact".to_owned()),
+            ("retention.ms".to_owned(), "-1".to_owned()),
+            ("segment.bytes".to_owned(), catalog_config().segment_bytes.get().to_string()),
+        ]),
         settings: TopicSettings { partition: catalog_config(), ..TopicSettings::default() },
         slots: vec![Slot::Open(Arc::clone(catalog.store()))],
         counts: vec![CountSince { generation: 0, from_unnamed_id: 0, count: 1 }],
@@ -179,7 +189,7 @@ async fn clear_unknown(storage: &dyn Storage, loaded: &Loaded, partitions: &[Par
         }
     }
     for (topic, partitions) in unknown {
-        let deleted = loaded.deleted_topics.contains(&topic);
+        let deleted = loaded.deleted_topics.contains(&topic) || loaded.deletions.contains(&topic);
         if !deleted && !all_empty(storage, &partitions).await {
             tracing::warn!(
                 %topic,
@@ -193,6 +203,25 @@ async fn clear_unknown(storage: &dyn Storage, loaded: &Loaded, partitions: &[Par
             Err(error) => tracing::warn!(%topic, %error, "what is left of a topic cannot be deleted"),
         }
     }
+}
+
+/// Takes the marks of deleted topics away whose files are gone.
+async fn note_deletions(
+    storage: &dyn Storage,
+    catalog: &mut Catalog,
+    loaded: &Loaded,
+    now: Timestamp,
+) -> Result<(), StartError> {
+    if loaded.deletions.is_empty() {
+        return Ok(());
+    }
+    let left: BTreeSet<TopicId> = storage.list().await?.into_iter().map(|id| id.topic).collect();
+    let gone = loaded.deletions.difference(&left).map(|id| CatalogRecord::DeletedTopic(*id, None));
+    let gone: Vec<_> = gone.collect();
+    if !gone.is_empty() {
+        catalog.append(&gone, now).await?;
+    }
+    Ok(())
 }
 
 async fn all_empty(storage: &dyn Storage, partitions: &[PartitionId]) -> bool {

@@ -1,5 +1,6 @@
-//! What the catalog's records say: keys are `topic:<name>`, `producer:<name>`, `producer-ids` and `server`,
-//! values JSON with a version, no value deletes.
+//! What the catalog's records say: keys are `topic:<name>`, `deleted-topic:<id>`, `producer:<name>`, `producer-ids`
+//! and `server`, values JSON with a version, no value deletes. Of each key only the last record counts: the others
+//! may be gone.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,6 +24,8 @@ const PARTITIONS_MAX: u32 = 1_000_000;
 pub(crate) enum CatalogRecord {
     /// `None`: deleted.
     Topic(TopicName, Option<TopicValue>),
+    /// `Some`: what is left of its files is to be deleted. `None`: nothing is left.
+    DeletedTopic(TopicId, Option<DeletedValue>),
     /// `None`: deleted.
     Producer(ProducerName, Option<ProducerValue>),
     ProducerIds(IdsValue),
@@ -38,6 +41,11 @@ pub(crate) struct TopicValue {
     pub(crate) settings: Overrides,
     pub(crate) counts: Vec<CountSince>,
 }
+
+/// A topic whose files may still be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DeletedValue {}
 
 /// What is kept of a named producer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -112,6 +120,7 @@ impl CatalogRecord {
     pub(crate) fn encode(&self) -> (String, Option<Vec<u8>>) {
         match self {
             Self::Topic(name, value) => (format!("topic:{name}"), value.as_ref().map(to_json)),
+            Self::DeletedTopic(id, value) => (format!("deleted-topic:{id}"), value.as_ref().map(to_json)),
             Self::Producer(name, value) => (format!("producer:{name}"), value.as_ref().map(to_json)),
             Self::ProducerIds(value) => ("producer-ids".to_owned(), Some(to_json(value))),
             Self::Server(value) => ("server".to_owned(), Some(to_json(value))),
@@ -131,6 +140,10 @@ impl CatalogRecord {
                 return Err(in_key("its numbers of partitions make no sense".to_owned()));
             }
             Ok(Self::Topic(name, value))
+        } else if let Some(id) = key.strip_prefix("deleted-topic:") {
+            let id = Uuid::parse_str(id).map_err(|error| in_key(error.to_string()))?;
+            let value = value.map(from_json::<DeletedValue>).transpose().map_err(in_key)?;
+            Ok(Self::DeletedTopic(TopicId(id), value))
         } else if let Some(name) = key.strip_prefix("producer:") {
             let name = name.parse::<ProducerName>().map_err(|error| in_key(error.to_string()))?;
             let value = value.map(from_json::<ProducerValue>).transpose().map_err(in_key)?;
@@ -158,6 +171,8 @@ pub(crate) struct Loaded {
     pub(crate) topics: BTreeMap<TopicName, TopicValue>,
     /// Topics that were deleted, whose directories may still be there.
     pub(crate) deleted_topics: BTreeSet<TopicId>,
+    /// Those of them that are marked until their files are gone.
+    pub(crate) deletions: BTreeSet<TopicId>,
     pub(crate) producers: BTreeMap<ProducerName, ProducerValue>,
     pub(crate) ids: IdsValue,
     pub(crate) server: Option<ServerValue>,
@@ -173,6 +188,12 @@ impl Loaded {
             }
             CatalogRecord::Topic(name, None) => {
                 self.deleted_topics.extend(self.topics.remove(&name).map(|before| before.id));
+            }
+            CatalogRecord::DeletedTopic(id, Some(_)) => {
+                self.deletions.insert(id);
+            }
+            CatalogRecord::DeletedTopic(id, None) => {
+                self.deletions.remove(&id);
             }
             CatalogRecord::Producer(name, Some(value)) => drop(self.producers.insert(name, value)),
             CatalogRecord::Producer(name, None) => drop(self.producers.remove(&name)),

@@ -20,6 +20,8 @@ fn records() -> Vec<CatalogRecord> {
         CatalogRecord::Producer("p".parse().unwrap(), Some(producer)),
         CatalogRecord::Producer("p".parse().unwrap(), None),
         CatalogRecord::ProducerIds(IdsValue { unnamed_end: 1 << 61, named_end: 2 }),
+        CatalogRecord::DeletedTopic(TopicId(Uuid::from_u128(7)), Some(DeletedValue {})),
+        CatalogRecord::DeletedTopic(TopicId(Uuid::from_u128(7)), None),
         CatalogRecord::Server(ServerValue { server_id: Uuid::from_u128(8), created_ms: 1 }),
     ]
 }
@@ -51,6 +53,9 @@ fn the_bytes_stay_as_they_are() {
         String::from_utf8(value.unwrap()).unwrap(),
         "{\"v\":1,\"id\":4611686018427387913,\"epoch\":32767,\"generation\":18446744073709551615}"
     );
+    let (key, value) = records()[5].encode();
+    assert_eq!(key, "deleted-topic:00000000-0000-0000-0000-000000000007");
+    assert_eq!(value.unwrap(), b"{\"v\":1}");
 }
 
 #[test]
@@ -71,6 +76,10 @@ fn the_last_record_of_a_key_counts() {
     loaded.apply(records[2].clone());
     loaded.apply(records[3].clone());
     assert!(loaded.producers.is_empty());
+    loaded.apply(records[5].clone());
+    assert_eq!(loaded.deletions.len(), 1);
+    loaded.apply(records[6].clone());
+    assert!(loaded.deletions.is_empty());
 }
 
 #[test]

@@ -6,7 +6,7 @@ use prometheus::{
     core::{Collector, Desc},
     proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType},
 };
-use rimstone_store::{AckLevel, Health, StoreState, StoreStatistics};
+use rimstone_store::{AckLevel, Dirtiness, Health, StoreState, StoreStatistics};
 
 use crate::{broker::Inner, topics::Slot};
 
@@ -118,13 +118,14 @@ const PER_PARTITION: &[(&str, &str, PartitionValue)] = &[
 
 fn partitions(inner: &Inner) -> Vec<MetricFamily> {
     let mut series: Vec<Vec<Metric>> = PER_PARTITION.iter().map(|_| Vec::new()).collect();
-    let (mut available, mut acks) = (Vec::new(), Vec::new());
+    let (mut available, mut acks, mut dirty) = (Vec::new(), Vec::new(), Vec::new());
     for topic in inner.topics.all() {
         let ack = match topic.settings.partition.ack {
             AckLevel::Durable => "durable",
             AckLevel::Written => "written",
         };
         acks.push(gauge_of(&[("ack", ack), ("topic", topic.name.as_str())], 1.0));
+        let mut dirtiness: Option<Dirtiness> = None;
         for (partition, slot) in topic.partitions() {
             let labels = [("partition", &*partition.to_string()), ("topic", topic.name.as_str())];
             let Slot::Open(store) = slot else {
@@ -133,9 +134,17 @@ fn partitions(inner: &Inner) -> Vec<MetricFamily> {
             };
             available.push(gauge_of(&labels, 1.0));
             let info = store.info();
+            if let Some(of_one) = info.dirtiness {
+                let all = dirtiness.get_or_insert_default();
+                all.clean_bytes += of_one.clean_bytes;
+                all.dirty_bytes += of_one.dirty_bytes;
+            }
             for (series, (_, _, value)) in series.iter_mut().zip(PER_PARTITION) {
                 series.push(gauge_of(&labels, value(&info)));
             }
+        }
+        if let Some(dirtiness) = dirtiness {
+            dirty.push(gauge_of(&[("topic", topic.name.as_str())], dirtiness.ratio()));
         }
     }
     let mut families = vec![
@@ -150,6 +159,12 @@ fn partitions(inner: &Inner) -> Vec<MetricFamily> {
             "What an acknowledgement means on this topic (rimstone.ack); always 1.",
             MetricType::GAUGE,
             acks,
+        ),
+        family(
+            "rimstone_topic_dirty_ratio",
+            "Share of the bytes of a compacted topic's sealed segments that compaction has not cleaned.",
+            MetricType::GAUGE,
+            dirty,
         ),
     ];
     for (series, (name, help, _)) in series.into_iter().zip(PER_PARTITION) {

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::{CountSince, Slot, Topic, TopicDescription, TopicSummary};
 use crate::{
     broker::{Broker, Inner, OPENS_AT_ONCE},
-    catalog::{Catalog, CatalogRecord},
+    catalog::{Catalog, CatalogRecord, DeletedValue},
     error::{
         AlterTopicError, CatalogError, CreateTopicError, DeleteTopicError, FewerPartitions, InvalidRequest,
         LimitReached, ReservedName, TopicExists,
@@ -86,6 +86,7 @@ impl Inner {
         let overrides = change(&Overrides::new(), settings, &[])?;
         let settings = self.config.topic_defaults.with(&overrides)?;
         settings.fits_a_request(self.config.limits.request)?;
+        settings.fits_together()?;
 
         let mut catalog = self.catalog.lock().await;
         if self.topics.get(&name).is_ok() {
@@ -154,6 +155,7 @@ impl Inner {
         if settings.max_message_bytes != topic.settings.max_message_bytes {
             settings.fits_a_request(self.config.limits.request)?;
         }
+        settings.fits_together()?;
         let current = topic.partition_count();
         let count = partitions.unwrap_or(current);
         if count < current {
@@ -194,10 +196,17 @@ impl Inner {
         refuse_reserved(name)?;
         let mut catalog = self.catalog.lock().await;
         let topic = self.topics.get(name)?;
-        catalog.append(&[CatalogRecord::Topic(name.clone(), None)], self.clock.now()).await?;
+        let mark = CatalogRecord::DeletedTopic(topic.id, Some(DeletedValue {}));
+        catalog.append(&[CatalogRecord::Topic(name.clone(), None), mark], self.clock.now()).await?;
         self.topics.remove(name);
         self.metrics.forget_topic(name);
-        Ok(self.storage.delete(topic.id).await?)
+        self.storage.delete(topic.id).await?;
+        let gone = [CatalogRecord::DeletedTopic(topic.id, None)];
+        if let Err(error) = catalog.append(&gone, self.clock.now()).await {
+            // The next start finds nothing to delete, and says so in the catalog.
+            tracing::warn!(topic = %name, %error, "that the files of a deleted topic are gone was not noted");
+        }
+        Ok(())
     }
 
     /// Whether a topic may have `count` partitions, `more` of them new.

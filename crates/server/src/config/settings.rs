@@ -74,7 +74,7 @@ fn server() -> [Row; 4] {
     ]
 }
 
-fn storage() -> [Row; 6] {
+fn storage() -> [Row; 7] {
     [
         (
             "backend",
@@ -107,6 +107,12 @@ fn storage() -> [Row; 6] {
             Kind::Duration { min: Duration::from_millis(100), max: seconds(24 * 60 * 60) },
             "5m",
             "How often retention is applied, segments are rolled by age and idle producers expire",
+        ),
+        (
+            "compaction_interval",
+            Kind::Duration { min: Duration::from_millis(100), max: seconds(24 * 60 * 60) },
+            "15s",
+            "How often compacted topics are looked at; the dirtiest partition that is due is compacted first",
         ),
     ]
 }
@@ -240,15 +246,33 @@ fn broker_limits() -> [Row; 23] {
 }
 
 /// Settings of a topic by Kafka's names; the broker checks the values.
-fn topic_defaults() -> [Row; 11] {
+fn topic_defaults() -> [Row; 15] {
     [
         ("partitions", count(1, 10_000), "1", "Partitions of a topic that is created without a number"),
-        ("cleanup.policy", Kind::Topic, "delete", "What happens to old records: delete"),
+        (
+            "cleanup.policy",
+            Kind::Topic,
+            "delete",
+            "What happens to old records: delete (by age and size), compact (the last of each key stays) or \
+             compact,delete",
+        ),
+        (
+            "delete.retention.ms",
+            Kind::Topic,
+            "86400000",
+            "How long a tombstone stays after it was first compacted, milliseconds from 0",
+        ),
         (
             "index.interval.bytes",
             Kind::Topic,
             "4096",
             "Bytes of log between two index entries, 64 to 16777216",
+        ),
+        (
+            "max.compaction.lag.ms",
+            Kind::Topic,
+            "9223372036854775807",
+            "How long a record may stay uncompacted, milliseconds from 1; the default: for ever",
         ),
         (
             "max.message.bytes",
@@ -267,6 +291,18 @@ fn topic_defaults() -> [Row; 11] {
             Kind::Topic,
             "CreateTime",
             "A topic's time: CreateTime (the producer's) or LogAppendTime (the server's)",
+        ),
+        (
+            "min.cleanable.dirty.ratio",
+            Kind::Topic,
+            "0.5",
+            "The share of a log that must be dirty before it is compacted, from 0 to 1",
+        ),
+        (
+            "min.compaction.lag.ms",
+            Kind::Topic,
+            "0",
+            "How long a record stays uncompacted at least, milliseconds from 0",
         ),
         ("retention.bytes", Kind::Topic, "-1", "Bytes that each partition keeps at least; -1: no bound"),
         (

@@ -228,7 +228,8 @@ fn topic_defaults_go_by_kafkas_names_in_three_spellings() {
     assert_eq!(broker.topic_defaults.partition.segment_bytes, ByteCount::kib(8));
     assert_eq!(broker.topic_defaults.max_message_bytes, ByteCount::kib(2));
     assert_eq!(broker.topic_defaults.partition.timestamp_type, TimestampType::AppendTime);
-    for (name, value) in [("cleanup.policy", "compact"), ("segment.bytes", "1"), ("rimstone.ack", "never")] {
+    for (name, value) in [("cleanup.policy", "compacted"), ("segment.bytes", "1"), ("rimstone.ack", "never")]
+    {
         let name = format!("topic_defaults.{name}");
         let error = with(None, &[], &[(&name, value)]).unwrap_err();
         assert!(matches!(&error.problems[..], [Problem::Value { key, .. }] if *key == name), "{error}");

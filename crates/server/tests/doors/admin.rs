@@ -72,7 +72,7 @@ async fn topics_that_cannot_be_made() {
     for bad in ["", "a/b", "..", "__mine"] {
         assert_refused(soon(admin.create_topic(create(bad))).await, Code::InvalidArgument, "INVALID_NAME");
     }
-    for (name, value) in [("retention", "1"), ("cleanup.policy", "compact"), ("segment.bytes", "1")] {
+    for (name, value) in [("retention", "1"), ("cleanup.policy", "compacted"), ("segment.bytes", "1")] {
         let request = v1::CreateTopicRequest { settings: pairs(&[(name, value)]), ..create("u") };
         let metadata =
             assert_refused(soon(admin.create_topic(request)).await, Code::InvalidArgument, "INVALID_SETTING");

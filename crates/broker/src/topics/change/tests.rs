@@ -29,7 +29,7 @@ async fn what_cannot_be_made() {
     assert_eq!(create("a", None, &[]).await, Err(Reason::TopicExists));
     assert_eq!(create("b", Some(0), &[]).await, Err(Reason::InvalidRequest));
     assert_eq!(create("b", Some(1), &[("retention", "1")]).await, Err(Reason::InvalidSetting));
-    assert_eq!(create("b", Some(1), &[("cleanup.policy", "compact")]).await, Err(Reason::InvalidSetting));
+    assert_eq!(create("b", Some(1), &[("cleanup.policy", "compacted")]).await, Err(Reason::InvalidSetting));
     assert_eq!(create("b", Some(5), &[]).await, Err(Reason::LimitReached), "of one topic");
     assert_eq!(create("b", Some(u32::MAX), &[]).await, Err(Reason::LimitReached));
     assert_eq!(create("b", Some(4), &[]).await, Ok(4));
