@@ -254,6 +254,11 @@ enum Step {
         partition: u32,
         records: u8,
     },
+    /// Records with one of a few keys, for compaction to judge.
+    Keyed {
+        partition: u32,
+        keys: Vec<u8>,
+    },
     /// A marker of the server's.
     Control {
         partition: u32,
@@ -284,6 +289,8 @@ enum Step {
     Pass {
         seconds: u16,
     },
+    /// Compaction, until nothing is due.
+    Compact,
     Ask,
 }
 
@@ -292,6 +299,8 @@ fn step() -> impl Strategy<Value = Step> {
     let group = 0..GROUPS.len();
     prop_oneof![
         6 => (partition.clone(), 1..20u8).prop_map(|(partition, records)| Step::Append { partition, records }),
+        6 => (partition.clone(), prop::collection::vec(0..5u8, 1..20))
+            .prop_map(|(partition, keys)| Step::Keyed { partition, keys }),
         2 => partition.clone().prop_map(|partition| Step::Control { partition }),
         4 => (partition.clone(), any::<u32>(), any::<u32>(), any::<bool>()).prop_map(|(partition, one, two, some)|
             Step::Sparse { partition, there: if some { one & two } else { 0 } }),
@@ -301,11 +310,12 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (group, 0..4u8).prop_map(|(group, partitions)| Step::Own { group, partitions }),
         1 => (partition, any::<u8>()).prop_map(|(partition, share)| Step::DeleteRecords { partition, share }),
         2 => (0..900u16).prop_map(|seconds| Step::Pass { seconds }),
+        2 => Just(Step::Compact),
         4 => Just(Step::Ask),
     ]
 }
 
-/// A broker with one topic, small segments and short retention.
+/// A broker with one topic that is compacted, small segments and short retention.
 struct World {
     broker: Broker,
     clock: Arc<ManualClock>,
@@ -315,7 +325,13 @@ impl World {
     async fn over(storage: Arc<dyn Storage>) -> Self {
         let clock = Arc::new(ManualClock::default());
         let broker = Broker::start(storage, still(), clock.clone()).await.expect("it starts");
-        let settings = [("segment.bytes", "4096"), ("retention.ms", "1000000"), ("segment.ms", "300000")];
+        let settings = [
+            ("cleanup.policy", "compact,delete"),
+            ("min.cleanable.dirty.ratio", "0"),
+            ("segment.bytes", "4096"),
+            ("retention.ms", "1000000"),
+            ("segment.ms", "300000"),
+        ];
         let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         broker.create_topic(name("t"), Some(PARTITIONS), settings).await.expect("it is made");
         Self { broker, clock }
@@ -339,13 +355,14 @@ impl World {
 
     async fn run(&self, step: &Step) {
         let inner = &self.broker.inner;
-        match *step {
+        match step.clone() {
             Step::Append { partition, records } => {
                 let values = vec!["a value of some length, so that segments fill"; records.into()];
                 let bytes = encoded(None, &values, self.clock.now());
                 let batch = rimstone_record::Batch::verify(bytes, &rimstone_record::Limits::default());
                 self.append(partition, batch.expect("it is a batch")).await;
             }
+            Step::Keyed { partition, keys } => self.append(partition, keyed(&keys, self.clock.now())).await,
             Step::Control { partition } => {
                 self.append(partition, control(self.clock.now().as_millis())).await
             }
@@ -370,9 +387,23 @@ impl World {
                 self.clock.advance(i64::from(seconds) * 1000);
                 self.broker.maintain(self.clock.now()).await;
             }
+            Step::Compact => drop(self.compact().await),
             Step::Ask => self.check().await,
         }
         self.clock.advance(7);
+    }
+
+    /// How many records went.
+    async fn compact(&self) -> u64 {
+        let mut removed = 0;
+        loop {
+            let did = self.broker.compact(self.clock.now()).await;
+            assert!(!did.failed, "{did:?}");
+            removed += did.records_removed;
+            if !did.more {
+                return removed;
+            }
+        }
     }
 
     /// Every answer against what reading everything finds.
@@ -400,6 +431,17 @@ impl World {
         }
         assert!(rows.next().is_none(), "nothing else has a row");
     }
+}
+
+fn keyed(keys: &[u8], now: Timestamp) -> rimstone_record::Batch {
+    let mut builder = rimstone_record::BatchBuilder::new(rimstone_record::Compression::None);
+    for key in keys {
+        let key = Some(bytes::Bytes::from(format!("key-{key}")));
+        let value = Some(bytes::Bytes::from_static(b"a value of some length, so that segments fill"));
+        let record = rimstone_record::NewRecord { key, value, timestamp: now, ..Default::default() };
+        builder.push(&record).expect("it fits");
+    }
+    builder.build()
 }
 
 /// Offset and append time of the records in a range, by reading the whole log.
@@ -476,6 +518,36 @@ proptest! {
             world.broker.finish_shutdown(DEADLINE).await.expect("it stops");
         });
     }
+}
+
+/// Compaction makes lag smaller without anybody reading, also for those who had been counted before.
+async fn compaction_is_counted(storage: Arc<dyn Storage>) {
+    let world = World::over(storage).await;
+    for round in 0..60u8 {
+        world.run(&Step::Keyed { partition: 0, keys: vec![round % 3; 10] }).await;
+    }
+    commit_to(&world.broker.inner, "g0", "t", 0, Some(0));
+    commit_to(&world.broker.inner, "g1", "t", 0, Some(25));
+    world.check().await;
+    let before = lines(&lag_of(&world.broker, &[]).await);
+    let removed = world.compact().await;
+    assert!(removed > 300, "{removed}");
+    world.check().await;
+    let after = lines(&lag_of(&world.broker, &[]).await);
+    assert_eq!(before[0].3 - after[0].3, removed);
+    assert!(after[1].3 < before[1].3 - 200, "{before:?}, then {after:?}");
+    world.broker.finish_shutdown(DEADLINE).await.expect("it stops");
+}
+
+#[tokio::test]
+async fn compaction_is_counted_over_memory() {
+    compaction_is_counted(Arc::new(MemoryStorage::new())).await;
+}
+
+#[tokio::test]
+async fn compaction_is_counted_over_files() {
+    let directory = tempfile::tempdir().expect("a directory is made");
+    compaction_is_counted(local(directory.path()).await).await;
 }
 
 /// While records come in, an answer is exact for the end that it names.
