@@ -127,6 +127,12 @@ impl Coordinator {
         self.shards.get().is_some()
     }
 
+    /// Shards that have not been loaded since the start: nobody knows their groups yet.
+    pub(crate) fn not_loaded(&self) -> Vec<u32> {
+        let facts = self.facts.lock();
+        (0..SHARDS.get()).filter(|shard| self.is_used() && !facts.contains_key(shard)).collect()
+    }
+
     /// What is shown of all groups.
     pub(crate) fn facts(&self) -> Vec<ShardFacts> {
         self.facts.lock().values().cloned().collect()

@@ -147,6 +147,12 @@ impl Inner {
         let wanted = |group: &GroupName, topic: &TopicName| {
             (groups.is_empty() || groups.contains(group)) && (topics.is_empty() || topics.contains(topic))
         };
+        if groups.is_empty() {
+            // Groups that nobody knows of yet must not pass for groups without lag.
+            for shard in self.coordinator.not_loaded() {
+                self.look(shard, |_| Ok(())).await?;
+            }
+        }
         if !self.lag.is_current(self, &groups, wanted) {
             tokio::select! {
                 () = self.lag.filled() => {}

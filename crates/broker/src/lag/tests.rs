@@ -3,10 +3,10 @@ use std::{collections::BTreeMap, ops::Range, sync::Arc};
 use proptest::prelude::*;
 use rimstone_store::{
     Append, LocalOptions, LocalStorage, MemoryStorage, PartitionStore, ReadError, ReadLimit, Storage,
-    StoreClock,
+    StoreClock, StoreError,
     conformance::{control, sparse},
 };
-use rimstone_types::{ByteCount, TopicId};
+use rimstone_types::{ByteCount, PartitionId, TopicId};
 
 use super::*;
 use crate::{
@@ -144,6 +144,52 @@ async fn a_question_reads_the_table_and_not_the_log() {
     assert!(look_ups() <= filled + 2, "{filled}, then {}", look_ups());
     let reads = fixture.store.script(partition, |script| script.reads);
     assert_eq!(reads, 0, "and nothing is read");
+}
+
+#[tokio::test]
+async fn groups_that_are_not_loaded_yet_do_not_pass_for_groups_without_lag() {
+    let fixture = Fixture::new().await;
+    fixture.topic("t", 1).await;
+    fixture.put("t", 0, &["a", "b"]).await;
+    let room = fixture.broker.try_reserve(ByteCount(1)).expect("there is room");
+    let commit = crate::OffsetToCommit {
+        topic: name("t"),
+        partition: PartitionIndex(0),
+        offset: Some(offset(1)),
+        metadata: String::new(),
+    };
+    let request = crate::CommitRequest { group: group("g"), member: None, offsets: vec![commit] };
+    soon("a commit", fixture.broker.commit_offsets(request, room)).await.expect("it is taken");
+    let expected = lines(&lag_of(&fixture.broker, &[]).await);
+    assert_eq!(expected.len(), 1);
+
+    fixture.broker.finish_shutdown(DEADLINE).await.expect("it stops");
+    let store = fixture.store.reopen();
+    let shard = PartitionIndex(crate::coordinator::shard_of(&group("g")));
+    let shard = PartitionId { topic: TopicId::CONSUMER_OFFSETS, partition: shard };
+    let reason = "scripted".to_owned();
+    let slow = StoreError::Io { operation: "read", path: "d".to_owned(), reason };
+    store.script(shard, |script| script.read_error = Some(slow.into()));
+    let fixture = Fixture::over(store, still()).await;
+    for groups in [vec![], vec![group("g")]] {
+        let asked = LagRequest { groups, ..LagRequest::default() };
+        let refused = soon("an answer", fixture.broker.lag(asked)).await.expect_err("it is not loaded");
+        assert_eq!(refused.reason(), Reason::CoordinatorLoading);
+    }
+    fixture.store.script(shard, |script| script.read_error = None);
+    soon("the groups", async {
+        loop {
+            match fixture.broker.lag(LagRequest::default()).await {
+                Err(error) => assert_eq!(error.reason(), Reason::CoordinatorLoading),
+                Ok(report) => {
+                    assert_eq!(lines(&report), expected);
+                    break;
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
 }
 
 fn series(broker: &Broker) -> Vec<String> {
