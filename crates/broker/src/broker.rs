@@ -53,6 +53,8 @@ pub(crate) struct Inner {
     pub(crate) producers: Producers,
     pub(crate) sessions: Sessions,
     pub(crate) coordinator: Coordinator,
+    /// Sessions of group members that may be open.
+    pub(crate) member_sessions: Arc<Semaphore>,
     /// Durable commits and owners of groups.
     /// Durable commits and owners of groups.
     pub(crate) commits: CommitTable,

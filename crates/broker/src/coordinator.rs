@@ -95,8 +95,6 @@ pub(crate) enum Lost {
     Loading,
     /// The shard cannot be loaded.
     Unusable(PartitionUnavailable),
-    /// The server stops.
-    ShuttingDown,
 }
 
 impl From<Lost> for GroupRequestError {
@@ -106,7 +104,6 @@ impl From<Lost> for GroupRequestError {
             Lost::Refused(refusal) => refusal.into(),
             Lost::Loading => CoordinatorLoading.into(),
             Lost::Unusable(unusable) => unusable.into(),
-            Lost::ShuttingDown => ShuttingDown.into(),
         }
     }
 }
@@ -239,6 +236,3 @@ impl Inner {
         Ok(shards.and_then(|shards| shards.get(shard as usize)).ok_or(CoordinatorLoading)?)
     }
 }
-
-#[cfg(test)]
-mod tests;

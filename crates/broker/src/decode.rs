@@ -59,6 +59,14 @@ pub(crate) struct Decoder {
     current: Option<Current>,
 }
 
+/// Records that were taken.
+#[derive(Debug, Default)]
+pub(crate) struct Taken {
+    pub(crate) records: Vec<StoredRecord>,
+    /// About what they take in an answer.
+    pub(crate) bytes: u64,
+}
+
 /// The batch that is being decoded.
 #[derive(Debug)]
 struct Current {
@@ -89,8 +97,17 @@ impl Decoder {
         bytes_max: ByteCount,
         limits: &Limits,
     ) -> Result<Vec<StoredRecord>, Undecodable> {
-        let mut taken = Vec::new();
-        let mut bytes = 0;
+        Ok(self.take_some(bytes_max, usize::MAX, limits)?.records)
+    }
+
+    /// The same, at most `records_max` of them and at least one.
+    pub(crate) fn take_some(
+        &mut self,
+        bytes_max: ByteCount,
+        records_max: usize,
+        limits: &Limits,
+    ) -> Result<Taken, Undecodable> {
+        let mut taken = Taken::default();
         while let Some(current) = self.current(limits)? {
             let (base, end, append_time) = (current.base, current.end, current.append_time);
             let (from, until) = (self.next, self.until);
@@ -109,13 +126,15 @@ impl Decoder {
                     self.batches.clear();
                 }
                 Some(Ok(record)) => {
-                    bytes += size(record);
-                    if bytes > bytes_max.get() && !taken.is_empty() {
+                    let bytes = taken.bytes + size(record);
+                    let is_full = bytes > bytes_max.get() || taken.records.len() >= records_max;
+                    if is_full && !taken.records.is_empty() {
                         return Ok(taken);
                     }
                     if let Some(Ok(record)) = current.records.next() {
                         self.next = record.offset.saturating_add(1);
-                        taken.push(StoredRecord { record, append_time });
+                        taken.bytes = bytes;
+                        taken.records.push(StoredRecord { record, append_time });
                     }
                 }
             }

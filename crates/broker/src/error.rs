@@ -221,8 +221,8 @@ macro_rules! failures_of {
 
 mod groups;
 pub use groups::{
-    CoordinatorLoading, GroupRequestError, OffsetCommitError, PlanChanged, SessionFenced, SessionFencedWhy,
-    StartPositionNeeded,
+    CoordinatorLoading, GroupRequestError, OffsetCommitError, PartitionNotOwned, PlanChanged,
+    SessionCommitError, SessionError, SessionFenced, SessionFencedWhy, SessionProblem, StartPositionNeeded,
 };
 
 failures_of! {

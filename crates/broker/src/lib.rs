@@ -11,8 +11,6 @@ mod catalog;
 mod clock;
 mod compaction;
 mod config;
-// Sessions of members, which come next, use the rest of it.
-#[allow(dead_code)]
 mod coordinator;
 mod decode;
 mod error;
@@ -20,6 +18,7 @@ mod fetch;
 mod groups;
 mod lag;
 mod limits;
+mod member;
 mod metrics;
 mod offsets;
 mod produce;
@@ -44,15 +43,20 @@ pub use error::{
     CreateTopicError, DeleteProducerError, DeleteRecordsError, DeleteTopicError, Details, Failure,
     FetchError, FewerPartitions, GroupRequestError, IdUnknown, InitProducerError, InvalidRequest,
     KeyRequired, LagError, LimitReached, ListOffsetsError, NoRoom, OffsetCommitError, OutOfRange,
-    PartitionAppendError, PartitionNotFound, PartitionReadError, PartitionUnavailable, PlanChanged,
-    ProduceError, ProducerFenced, ProducerNotFound, ProducerStateError, ReadError, Reason, RecordTooLarge,
-    ReplayError, ResendFirst, ReserveError, ReservedName, SessionFenced, SessionFencedWhy, ShuttingDown,
-    StartError, StartPositionNeeded, SubmitRefused, TimestampTooFar, TopicExists, TopicNotFound, Undecodable,
+    PartitionAppendError, PartitionNotFound, PartitionNotOwned, PartitionReadError, PartitionUnavailable,
+    PlanChanged, ProduceError, ProducerFenced, ProducerNotFound, ProducerStateError, ReadError, Reason,
+    RecordTooLarge, ReplayError, ResendFirst, ReserveError, ReservedName, SessionCommitError, SessionError,
+    SessionFenced, SessionFencedWhy, SessionProblem, ShuttingDown, StartError, StartPositionNeeded,
+    SubmitRefused, TimestampTooFar, TopicExists, TopicNotFound, Undecodable,
 };
 pub use fetch::{FetchAnswer, FetchPartition, FetchRequest, Fetched, FetchedPartition};
 pub use groups::{CommitRequest, CommittedOffset, GroupDescription, OffsetCommitted, OffsetToCommit};
 pub use lag::{LagReport, LagRequest, LagUnknown, MeasuredLag, PartitionLag, PartitionOwner, TopicSum};
 pub use limits::Limits;
+pub use member::{
+    Credit, JoinRequest, MemberSession, SeekTo, SessionCommitted, SessionEvent, SessionFacts, SessionRecords,
+    StartPolicy, StartedPartition,
+};
 pub use offsets::{FoundOffset, OffsetQuery, PartitionOffset};
 pub use produce::{
     PartitionAppend, PartitionBatch, Payload, PendingProduce, PlainRecord, ProduceOutcome, ProduceRequest,

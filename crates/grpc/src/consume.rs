@@ -1,4 +1,6 @@
-//! `ConsumeService`: the long poll and the stream of records.
+//! `ConsumeService`: the long poll and the stream of records. The stream of a group member is in `session`.
+
+mod session;
 
 use std::{collections::BTreeMap, pin::Pin, time::Duration};
 
@@ -10,11 +12,13 @@ use rimstone_broker::{
 use rimstone_proto::v1;
 use rimstone_record::{Compression, Limits};
 use rimstone_types::{ByteCount, Offset, PartitionIndex, Timestamp, TopicName};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     convert::{encoded_batch, known, log_ends, offset, stored_record, topic_name, visibility},
     door::Door,
+    receive::Received,
     refusal::Refusal,
     status::{partition_refusal, topic_refusal},
 };
@@ -297,12 +301,15 @@ impl v1::consume_service_server::ConsumeService for Consume {
         Ok(Response::new(Box::pin(responses)))
     }
 
-    type ConsumeStream = Pin<Box<dyn Stream<Item = Result<v1::ConsumeResponse, Status>> + Send>>;
+    type ConsumeStream = ReceiverStream<Result<v1::ConsumeResponse, Status>>;
 
     async fn consume(
         &self,
-        _: Request<Streaming<v1::ConsumeRequest>>,
+        request: Request<Streaming<v1::ConsumeRequest>>,
     ) -> Result<Response<Self::ConsumeStream>, Status> {
-        Err(Status::unimplemented("group sessions come with the coordinator"))
+        let host = request.remote_addr().map(|address| address.ip().to_string()).unwrap_or_default();
+        let received = request.extensions().get::<Received>().cloned().unwrap_or_default();
+        let answers = session::open(self.door.clone(), host, received, request.into_inner());
+        Ok(Response::new(ReceiverStream::new(answers)))
     }
 }

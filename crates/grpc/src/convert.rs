@@ -5,8 +5,8 @@ use rimstone_broker::{ProducerPartition, ProducerState, ReadBatch, Reason, Store
 use rimstone_proto::v1;
 use rimstone_record::Header;
 use rimstone_types::{
-    GroupName, InvalidName, LogEnds, MemberId, Numbering, Offset, ProducerEpoch, ProducerId, ProducerName,
-    RequestNumber, TopicName,
+    GroupName, InstanceId, InvalidName, LogEnds, MemberId, Numbering, Offset, ProducerEpoch, ProducerId,
+    ProducerName, RequestNumber, TopicName,
 };
 
 use crate::refusal::Refusal;
@@ -29,6 +29,10 @@ pub(crate) fn producer_name(name: &str) -> Result<ProducerName, Refusal> {
 
 pub(crate) fn group_name(name: &str) -> Result<GroupName, Refusal> {
     name.parse().map_err(|error| invalid_name("group", error))
+}
+
+pub(crate) fn instance_id(name: &str) -> Result<InstanceId, Refusal> {
+    name.parse().map_err(|error| invalid_name("instance", error))
 }
 
 pub(crate) fn member_id(name: &str) -> Result<MemberId, Refusal> {

@@ -72,6 +72,7 @@ impl Broker {
             topics,
             producers: Producers::new(loaded.producers, loaded.ids),
             coordinator: Coordinator::default(),
+            member_sessions: Arc::new(Semaphore::new(limits.group_sessions)),
             commits: CommitTable::default(),
             lag: LagTable::default(),
             sessions: Sessions::new(limits.sessions, limits.open_requests_per_producer),

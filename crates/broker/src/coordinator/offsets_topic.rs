@@ -3,7 +3,7 @@
 
 use std::{num::NonZeroU32, sync::Arc};
 
-use rimstone_store::{AckLevel, CleanupPolicy, PartitionConfig, TimestampType};
+use rimstone_store::{AckLevel, CleanupPolicy, CompactionConfig, PartitionConfig, TimestampType};
 use rimstone_types::{ByteCount, TopicId, TopicName};
 
 use crate::{
@@ -48,6 +48,8 @@ pub(crate) fn offsets_settings(defaults: &TopicSettings) -> TopicSettings {
         retention_bytes: None,
         timestamp_type: TimestampType::CreateTime,
         cleanup: CleanupPolicy::Compact,
+        // Above all the grace of tombstones: without it, loading beside a pass could miss one.
+        compaction: CompactionConfig::default(),
         ack: AckLevel::Durable,
         ..defaults.partition.clone()
     };

@@ -1,14 +1,14 @@
 //! What groups answer where they refuse: the deciders' errors, and what the coordinator adds to them.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use rimstone_state::group::{CommitError, FencedBecause, GroupError};
 use rimstone_store::{AppendError, Backpressure};
 use rimstone_types::{GroupName, MemberId, Offset, PartitionIndex, TopicName};
 
 use super::{
-    CreateTopicError, Details, Failure, InvalidRequest, LimitReached, NoRoom, PartitionNotFound,
-    PartitionUnavailable, Reason, ShuttingDown, TopicNotFound,
+    CreateTopicError, Details, Failure, InvalidRequest, LimitReached, NoRoom, OutOfRange, PartitionNotFound,
+    PartitionReadError, PartitionUnavailable, Reason, ShuttingDown, TopicNotFound,
 };
 
 /// The group's shard is being read from its log.
@@ -68,6 +68,16 @@ fn what_is_missing(committed: Option<Offset>, start: Offset, end: Offset) -> Str
     }
 }
 
+/// A member named a partition that it does not own.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("partition {partition} of topic {topic} is not the member's")]
+pub struct PartitionNotOwned {
+    /// The topic.
+    pub topic: TopicName,
+    /// The partition.
+    pub partition: PartitionIndex,
+}
+
 /// The offsets are not those that a plan was made from.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the offsets of group {group} have changed since the plan was made; make a new one")]
@@ -120,6 +130,40 @@ failures_of! {
     }
 }
 
+failures_of! {
+    /// Why an offset of a session's commit was not committed.
+    SessionCommitError {
+        /// This offset was refused.
+        Offset(OffsetCommitError),
+        /// The whole commit was, or has an unknown fate.
+        Request(Arc<GroupRequestError>),
+    }
+}
+
+failures_of! {
+    /// Why a partition cannot be read.
+    SessionProblem {
+        /// No usable committed offset, and the policy is to ask.
+        Start(StartPositionNeeded),
+        /// The store could not, or the partition is unavailable.
+        Read(PartitionReadError),
+        /// Sought outside the log.
+        OutOfRange(OutOfRange),
+        /// Sought in what is not the member's.
+        NotOwned(PartitionNotOwned),
+    }
+}
+
+failures_of! {
+    /// Why a session ends.
+    SessionError {
+        /// The member must drop everything and join again.
+        Fenced(SessionFenced),
+        /// The server stops: reconnect, the membership stays.
+        ShuttingDown(ShuttingDown),
+    }
+}
+
 impl Failure for CoordinatorLoading {
     fn reason(&self) -> Reason {
         Reason::CoordinatorLoading
@@ -169,6 +213,16 @@ impl Failure for StartPositionNeeded {
         ];
         details.extend(self.committed.map(|at| ("committed_offset", at.to_string())));
         details
+    }
+}
+
+impl Failure for PartitionNotOwned {
+    fn reason(&self) -> Reason {
+        Reason::PartitionNotOwned
+    }
+
+    fn details(&self) -> Details {
+        vec![("topic", self.topic.to_string()), ("partition", self.partition.to_string())]
     }
 }
 

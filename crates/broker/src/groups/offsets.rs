@@ -20,7 +20,6 @@ pub(crate) enum Committing {
     /// A member, with the epoch that it says.
     Member(MemberId, GroupEpoch),
     /// A member through a session, which must be its present one.
-    #[allow(dead_code)] // sessions come next
     Session(MemberId, u64),
 }
 

@@ -82,7 +82,10 @@ fn groups(inner: &Inner) -> Vec<MetricFamily> {
     let shards = inner.coordinator.facts();
     let members = || shards.iter().flat_map(|facts| &facts.members);
     let series = members().map(|(group, &count)| gauge_of(&[("group", group.as_str())], f64::from(count)));
+    let limit = inner.config.limits.group_sessions;
+    let sessions = limit - inner.member_sessions.available_permits();
     vec![
+        gauge("rimstone_group_sessions", "Streams of group members that are open.", sessions as f64),
         gauge("rimstone_groups", "Consumer groups.", members().count() as f64),
         family("rimstone_group_members", "Members of a group.", MetricType::GAUGE, series.collect()),
     ]

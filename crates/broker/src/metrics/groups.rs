@@ -10,7 +10,6 @@ pub(crate) struct GroupCounters {
     pub(crate) commits: IntCounter,
     pub(crate) backward_commits: IntCounter,
     pub(crate) rebalances: IntCounter,
-    #[allow(dead_code)] // sessions come next
     pub(crate) overtaken: IntCounter,
     fenced: IntCounterVec,
 }

@@ -12,6 +12,7 @@ mod produce;
 mod produce_stream;
 mod replay;
 mod running;
+mod sessions;
 mod shutdown;
 mod support;
 mod web;

@@ -1,0 +1,250 @@
+//! What a session tells its member: partitions by the difference between the latest view and what was told
+//! before, then records in turn.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use rimstone_state::group::MemberView;
+use tokio::time::{Instant, sleep_until};
+
+use super::{
+    MemberSession, SessionEvent, SessionRecords,
+    cursor::{Cursor, Turn},
+    outbox::Answered,
+    session::Place,
+};
+use crate::{
+    coordinator::SessionUpdate,
+    error::{Failure, SessionError, SessionFenced, ShuttingDown},
+};
+
+/// Partitions in one start or stop: 1,000 long names fit a message of 4 MiB.
+const PARTITIONS_PER_EVENT: usize = 1_000;
+
+/// A confirmed stop that the shard could not take is told again after this long.
+const GIVE_BACK_PAUSE: Duration = Duration::from_millis(200);
+
+impl MemberSession {
+    /// The next thing for the member. Nothing is lost if this is dropped while it waits.
+    ///
+    /// # Errors
+    /// [`SessionError`]: the session has ended.
+    pub async fn next(&mut self) -> Result<SessionEvent, SessionError> {
+        loop {
+            if self.inner.shutdown.is_cancelled() {
+                return Err(ShuttingDown.into());
+            }
+            if self.events.is_empty() {
+                self.take_update()?;
+            }
+            if let Some(event) = self.events.pop_front() {
+                return Ok(event);
+            }
+            if let Some(answered) = self.outbox.try_next() {
+                if let Some(event) = self.answered(answered)? {
+                    return Ok(event);
+                }
+                continue;
+            }
+            if self.heartbeats > 0 {
+                self.heartbeats -= 1;
+                return Ok(SessionEvent::Alive { epoch: self.epoch });
+            }
+            self.look_up_seeks().await;
+            if !self.events.is_empty() {
+                continue;
+            }
+            if let Some(records) = self.read().await? {
+                return Ok(SessionEvent::Records(records));
+            }
+            if self.events.is_empty() {
+                self.wait().await?;
+            }
+        }
+    }
+
+    /// Waits until there may be something.
+    async fn wait(&mut self) -> Result<(), SessionError> {
+        let shutdown = self.inner.shutdown.clone();
+        let has_credit = self.allowed().is_some();
+        let give_back_at = self.give_back_at;
+        let answered = tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            answered = self.outbox.next() => answered,
+            changed = self.updates.changed() => match changed {
+                Ok(()) => {
+                    // Seen by `take_update`.
+                    self.updates.mark_changed();
+                    return Ok(());
+                }
+                // The shard has stopped, or has forgotten the member without a word.
+                Err(_) => return Err(ShuttingDown.into()),
+            },
+            () = self.waiter.wait(), if has_credit => return Ok(()),
+            () = at(give_back_at) => {
+                self.give_back_again();
+                return Ok(());
+            }
+        };
+        let event = self.answered(answered)?;
+        self.events.extend(event);
+        Ok(())
+    }
+
+    fn take_update(&mut self) -> Result<(), SessionError> {
+        // The last word of a shard that has let go of the member is still there.
+        if matches!(self.updates.has_changed(), Ok(false)) {
+            return Ok(());
+        }
+        let update = self.updates.borrow_and_update().clone();
+        match update {
+            SessionUpdate::View(view) => {
+                self.follow(view);
+                Ok(())
+            }
+            SessionUpdate::Fenced(why) => {
+                let (group, member) = (self.group.clone(), self.facts.member.clone());
+                let fenced = SessionFenced { group, member, why };
+                self.inner.metrics.reason(fenced.reason());
+                Err(fenced.into())
+            }
+        }
+    }
+
+    /// What the answer of the shard is to the member, if anything.
+    fn answered(&mut self, answered: Answered) -> Result<Option<SessionEvent>, SessionError> {
+        match answered {
+            Answered::Commit { correlation, named, result } => {
+                Ok(Some(self.as_committed(correlation, named, result)))
+            }
+            Answered::Stopped { result: Ok(()), .. } => Ok(None),
+            Answered::Stopped { named, result: Err(error) } => {
+                // A session that has lost its member is told so by its update.
+                tracing::debug!(group = %self.group, member = %self.facts.member, partitions = named.len(), %error, "a stop was not taken");
+                self.give_back_at = Some(Instant::now() + GIVE_BACK_PAUSE);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Tells the shard once more what the member has given back.
+    fn give_back_again(&mut self) {
+        self.give_back_at = None;
+        if !self.given_back.is_empty() {
+            self.outbox.stopped(self.given_back.iter().cloned().collect());
+        }
+    }
+
+    /// Makes events of the difference between a view and what was told.
+    pub(super) fn follow(&mut self, view: MemberView) {
+        let held = view.assignment.clone();
+        self.given_back.retain(|(topic, partition)| held.stopping.contains(topic, *partition));
+        self.epoch = view.epoch;
+
+        let mut stopped = Vec::new();
+        for (place, cursor) in &mut self.cursors {
+            if !cursor.stopping && !held.owned.contains_id(&place.0, cursor.id, place.1) {
+                stopped.push(place.clone());
+            }
+        }
+        for place in &stopped {
+            self.change(place, Cursor::stop);
+        }
+        let mut started: BTreeMap<Place, Cursor> = BTreeMap::new();
+        for (topic, id, partition) in held.owned.iter() {
+            let place = (topic.clone(), partition);
+            if !self.cursors.contains_key(&place) && !self.given_back.contains(&place) {
+                started.insert(place, Cursor::new(&self.inner, topic, id, partition));
+            }
+        }
+        self.view = view;
+        let changed = !stopped.is_empty() || !started.is_empty();
+        self.tell_stopped(stopped);
+        self.tell_started(started);
+        if changed {
+            self.tell_stopping();
+            self.subscribe();
+        }
+    }
+
+    fn tell_stopped(&mut self, stopped: Vec<Place>) {
+        for partitions in stopped.chunks(PARTITIONS_PER_EVENT) {
+            let partitions = partitions.to_vec();
+            self.events.push_back(SessionEvent::Stop { epoch: self.epoch, partitions });
+        }
+    }
+
+    fn tell_started(&mut self, started: BTreeMap<Place, Cursor>) {
+        let (mut partitions, mut problems) = (Vec::new(), Vec::new());
+        for (place, mut cursor) in started {
+            let committed = self.committed_offset(&place, &cursor);
+            let (begun, problem) = cursor.begin(committed, self.reading);
+            partitions.push(begun);
+            problems.extend(problem.map(|problem| (place.clone(), problem)));
+            self.cursors.insert(place, cursor);
+        }
+        let mut partitions = partitions.into_iter().peekable();
+        while partitions.peek().is_some() {
+            let partitions = partitions.by_ref().take(PARTITIONS_PER_EVENT).collect();
+            self.events.push_back(SessionEvent::Start { epoch: self.epoch, partitions });
+        }
+        for ((topic, partition), problem) in problems {
+            self.problem(topic, partition, problem);
+        }
+    }
+
+    async fn look_up_seeks(&mut self) {
+        while let Some(place) = self.seeks.first().cloned() {
+            let visibility = self.reading.visibility;
+            let cursor = self.cursors.get_mut(&place);
+            let sought = cursor.and_then(|cursor| cursor.sought().map(|to| (cursor, to)));
+            let found = match sought {
+                Some((cursor, to)) => cursor.find(to, visibility).await,
+                None => Ok(()),
+            };
+            self.seeks.remove(&place);
+            if let Err(problem) = found {
+                let (topic, partition) = place;
+                self.problem(topic, partition, problem);
+            }
+        }
+    }
+
+    /// One message of records, of the partition whose turn it is.
+    async fn read(&mut self) -> Result<Option<SessionRecords>, SessionError> {
+        for _ in 0..self.order.len() {
+            let Some(allowed) = self.allowed() else { return Ok(None) };
+            let index = self.turn % self.order.len();
+            let Some(cursor) = self.cursors.get_mut(&self.order[index]) else { return Ok(None) };
+            let was_worked_on = cursor.is_worked_on();
+            let turn = cursor.turn(&self.inner, self.reading, allowed).await;
+            self.worked_on += usize::from(!was_worked_on && cursor.is_worked_on());
+            // Only now: if this was dropped while it read, it is the same partition's turn again. And not while it
+            // holds what was not sent: a session holds the rest of one read at most.
+            if !cursor.holds() {
+                self.turn = (index + 1) % self.order.len();
+            }
+            match turn {
+                Turn::Nothing => {}
+                Turn::Records(records) => {
+                    self.pulse.sent();
+                    self.use_credit(records.used);
+                    return Ok(Some(records));
+                }
+                Turn::Problem(problem) => {
+                    let (topic, partition) = self.order[index].clone();
+                    self.problem(topic, partition, problem);
+                    return Ok(None);
+                }
+                Turn::Closing => return Err(ShuttingDown.into()),
+            }
+        }
+        Ok(None)
+    }
+}
+
+async fn at(when: Option<Instant>) {
+    match when {
+        Some(when) => sleep_until(when).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,355 @@
+//! A session: what the member says. What it is told is in `events`.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
+
+use rimstone_state::group::{Decision, MemberView, Removal};
+use rimstone_store::Waiter;
+use rimstone_types::{ByteCount, GroupEpoch, GroupName, Offset, PartitionIndex, TopicName};
+use tokio::{
+    sync::{OwnedSemaphorePermit, watch},
+    time::Instant,
+};
+
+use super::{
+    Credit, JoinRequest, SeekTo, SessionEvent, SessionFacts,
+    cursor::{Cursor, Reading},
+    outbox::{Answered, Named, Outbox, committed},
+};
+use crate::{
+    broker::Inner,
+    coordinator::{Pulse, SessionStart, SessionUpdate, shard_of},
+    error::{GroupRequestError, LimitReached, PartitionNotOwned, SessionProblem},
+    groups::OffsetToCommit,
+    reserve::Reservation,
+};
+
+/// The most that credits add up to: more than anybody can hold, and far from what wraps.
+const CREDIT_MAX: i64 = i64::MAX / 4;
+
+/// A partition by name.
+pub(super) type Place = (TopicName, PartitionIndex);
+
+/// The session of a member. Ends when dropped; the membership goes on until it times out.
+#[derive(Debug)]
+pub struct MemberSession {
+    pub(super) inner: Arc<Inner>,
+    pub(super) group: GroupName,
+    pub(super) facts: SessionFacts,
+    token: u64,
+    pub(super) pulse: Arc<Pulse>,
+    pub(super) updates: watch::Receiver<SessionUpdate>,
+    pub(super) outbox: Outbox,
+    pub(super) reading: Reading,
+    message_bytes: ByteCount,
+    /// The epoch that the member was told.
+    pub(super) epoch: GroupEpoch,
+    /// What it was told to own, and has not given back.
+    pub(super) cursors: BTreeMap<Place, Cursor>,
+    /// What it has given back; the shard has not answered with a view that says so.
+    pub(super) given_back: BTreeSet<Place>,
+    /// What could not be given back: when to try again.
+    pub(super) give_back_at: Option<Instant>,
+    /// The latest view.
+    pub(super) view: MemberView,
+    /// Wakes when one of the partitions moves.
+    pub(super) waiter: Waiter,
+    /// The partitions, in the order in which they are read.
+    pub(super) order: Vec<Place>,
+    /// Whose turn it is.
+    pub(super) turn: usize,
+    /// Where a seek is to be looked up.
+    pub(super) seeks: BTreeSet<Place>,
+    /// Of how many partitions something was sent that the member is not done with.
+    pub(super) worked_on: usize,
+    bytes: i64,
+    records: i64,
+    /// Heartbeats that have not been answered.
+    pub(super) heartbeats: u32,
+    /// To be told before anything else.
+    pub(super) events: VecDeque<SessionEvent>,
+    _one_of_many: OwnedSemaphorePermit,
+}
+
+impl MemberSession {
+    pub(super) fn new(
+        inner: Arc<Inner>,
+        request: JoinRequest,
+        facts: SessionFacts,
+        start: SessionStart,
+        pulse: Arc<Pulse>,
+        one_of_many: OwnedSemaphorePermit,
+    ) -> Self {
+        let limits = &inner.config.limits;
+        let message_bytes =
+            request.message_bytes.map_or(limits.read_message_default, |bytes| bytes.min(limits.response));
+        let shard = shard_of(&request.group);
+        let mailbox = inner.mailbox(shard).expect("the shard has answered the join").clone();
+        let outbox = Outbox::new(request.group.clone(), facts.member.clone(), start.token, mailbox);
+        let mut cursors = BTreeMap::new();
+        for (topic, partition, next) in request.positions {
+            let held = [&start.view.assignment.owned, &start.view.assignment.stopping];
+            let of = held.into_iter().find(|held| held.contains(&topic, partition));
+            if let Some(id) = of.and_then(|held| held.get(&topic)).map(|of| of.id) {
+                let mut cursor = Cursor::new(&inner, &topic, id, partition);
+                cursor.go_to(next);
+                cursors.insert((topic, partition), cursor);
+            }
+        }
+        let mut session = Self {
+            token: start.token,
+            group: request.group,
+            pulse,
+            updates: start.updates,
+            outbox,
+            reading: Reading {
+                policy: request.start,
+                visibility: request.visibility,
+                format: request.format,
+            },
+            message_bytes: ByteCount(message_bytes.get().max(1)),
+            epoch: facts.epoch,
+            facts,
+            cursors,
+            given_back: BTreeSet::new(),
+            give_back_at: None,
+            view: start.view.clone(),
+            waiter: Waiter::new(),
+            order: Vec::new(),
+            turn: 0,
+            seeks: BTreeSet::new(),
+            worked_on: 0,
+            bytes: 0,
+            records: 0,
+            heartbeats: 0,
+            events: VecDeque::new(),
+            inner,
+            _one_of_many: one_of_many,
+        };
+        session.add_credit(request.credit);
+        session.subscribe();
+        session.follow(start.view);
+        session
+    }
+
+    /// What the session began with.
+    pub fn facts(&self) -> &SessionFacts {
+        &self.facts
+    }
+
+    /// Whether it takes more messages: while many commits wait for their answers, it does not.
+    pub fn takes_messages(&self) -> bool {
+        self.outbox.has_room()
+    }
+
+    fn add_credit(&mut self, credit: Credit) {
+        let add = |have: i64, more: u64| {
+            have.saturating_add(i64::try_from(more).unwrap_or(i64::MAX)).min(CREDIT_MAX)
+        };
+        self.bytes = add(self.bytes, credit.bytes);
+        self.records = add(self.records, credit.records);
+    }
+
+    /// What one message of records may cost; `None`: there is no credit.
+    pub(super) fn allowed(&self) -> Option<Credit> {
+        let bytes = u64::try_from(self.bytes).ok().filter(|bytes| *bytes > 0)?;
+        let records = u64::try_from(self.records).ok().filter(|records| *records > 0)?;
+        Some(Credit { bytes: bytes.min(self.message_bytes.get()), records })
+    }
+
+    pub(super) fn use_credit(&mut self, used: Credit) {
+        let less = |have: i64, used: u64| have.saturating_sub(i64::try_from(used).unwrap_or(i64::MAX));
+        self.bytes = less(self.bytes, used.bytes);
+        self.records = less(self.records, used.records);
+    }
+
+    /// The member lets more be sent.
+    pub fn credit(&mut self, credit: Credit) {
+        self.pulse.beat();
+        self.add_credit(credit);
+        self.progress();
+    }
+
+    /// The member is alive; `progress`: it has asked for records, or has nothing left to work on.
+    pub fn heartbeat(&mut self, progress: bool) {
+        self.pulse.beat();
+        if progress {
+            self.progress();
+        }
+        self.heartbeats = self.heartbeats.saturating_add(1);
+    }
+
+    /// The member has stopped reading partitions that it was asked to give back. Others are passed over.
+    pub fn stopped(&mut self, partitions: Vec<(TopicName, PartitionIndex)>) {
+        self.pulse.beat();
+        let mut stopped = Named::new();
+        for place in partitions {
+            let is_asked = self.cursors.get(&place).is_some_and(|cursor| cursor.stopping);
+            if !is_asked {
+                continue;
+            }
+            let was = self.cursors.remove(&place);
+            if was.is_some_and(|cursor| cursor.is_worked_on()) {
+                self.worked_on -= 1;
+            }
+            if self.view.assignment.stopping.contains(&place.0, place.1) {
+                self.given_back.insert(place.clone());
+                stopped.push(place);
+            }
+        }
+        if !stopped.is_empty() {
+            self.outbox.stopped(stopped);
+        }
+        self.progress();
+        self.tell_stopping();
+        // What is the member's again by now begins again.
+        self.follow(self.view.clone());
+    }
+
+    /// The member commits. The answer is an event. `room`: for the bytes of the request.
+    ///
+    /// # Errors
+    /// [`LimitReached`] for more offsets than one commit may have.
+    pub fn commit(
+        &mut self,
+        correlation: u64,
+        offsets: Vec<OffsetToCommit>,
+        room: Option<Reservation>,
+    ) -> Result<(), LimitReached> {
+        self.pulse.beat();
+        let limit = self.inner.config.limits.offsets_per_request;
+        if offsets.len() > limit {
+            return Err(LimitReached { what: "offsets in one commit", limit: limit as u64 });
+        }
+        for OffsetToCommit { topic, partition, offset, .. } in &offsets {
+            if let Some(offset) = *offset {
+                self.change(&(topic.clone(), *partition), |cursor| cursor.done(offset));
+            }
+        }
+        self.progress();
+        self.outbox.commit(correlation, offsets, room);
+        Ok(())
+    }
+
+    /// Reads a partition from elsewhere; records sent from now on carry `seek_id`.
+    pub fn seek(&mut self, topic: TopicName, partition: PartitionIndex, to: SeekTo, seek_id: u64) {
+        self.pulse.beat();
+        let place = (topic, partition);
+        match self.cursors.get(&place) {
+            Some(cursor) if cursor.stopping => {}
+            Some(_) => {
+                self.change(&place, |cursor| cursor.seek(to, seek_id));
+                self.seeks.insert(place);
+            }
+            None => {
+                let (topic, partition) = place;
+                let error = PartitionNotOwned { topic: topic.clone(), partition };
+                self.problem(topic, partition, error.into());
+            }
+        }
+        self.progress();
+    }
+
+    /// No records of these partitions (`true`), or again (`false`). Others are passed over.
+    pub fn pause(&mut self, partitions: &[(TopicName, PartitionIndex)], paused: bool) {
+        self.pulse.beat();
+        for place in partitions {
+            if let Some(cursor) = self.cursors.get_mut(place) {
+                cursor.paused = paused;
+                cursor.let_go();
+            }
+        }
+    }
+
+    /// Ends the membership; the partitions go to others at once. A static member is kept until it times out,
+    /// unless it leaves `for_good`. Answers what commits that were under way came to.
+    ///
+    /// # Errors
+    /// [`GroupRequestError`]: the membership ends by its time-out.
+    pub async fn leave(mut self, for_good: bool) -> (Vec<SessionEvent>, Result<(), GroupRequestError>) {
+        let mut answers = Vec::new();
+        while !self.outbox.is_idle() {
+            if let Answered::Commit { correlation, named, result } = self.outbox.next().await {
+                answers.push(self.as_committed(correlation, named, result));
+            }
+        }
+        let (group, member, token) = (self.group.clone(), self.facts.member.clone(), self.token);
+        let left = self.inner.decide(&self.group, move |now| {
+            now.check_session(&group, &member, token)?;
+            let why = Removal::Leave { for_good };
+            let Decision { records, .. } = now.groups.remove_member(&group, &member, why, now.topics());
+            Ok(Decision { records, answer: () })
+        });
+        let left = left.await;
+        if let Err(error) = &left {
+            self.inner.metrics.error(error);
+        }
+        (answers, left)
+    }
+
+    pub(super) fn as_committed(
+        &self,
+        correlation: u64,
+        named: Named,
+        result: Result<Vec<crate::groups::OffsetCommitted>, GroupRequestError>,
+    ) -> SessionEvent {
+        match &result {
+            Ok(results) => self.inner.count_commits(&self.group, results),
+            Err(error) => self.inner.metrics.error(error),
+        }
+        committed(correlation, named, result)
+    }
+
+    pub(super) fn problem(&mut self, topic: TopicName, partition: PartitionIndex, error: SessionProblem) {
+        self.inner.metrics.error(&error);
+        self.events.push_back(SessionEvent::Problem { topic, partition, error });
+    }
+
+    /// Changes a cursor, and what is known of work because of it.
+    pub(super) fn change(&mut self, place: &Place, change: impl FnOnce(&mut Cursor)) {
+        let Some(cursor) = self.cursors.get_mut(place) else { return };
+        let before = cursor.is_worked_on();
+        change(cursor);
+        match (before, cursor.is_worked_on()) {
+            (false, true) => self.worked_on += 1,
+            (true, false) => self.worked_on -= 1,
+            _ => {}
+        }
+    }
+
+    /// The member gets on.
+    fn progress(&self) {
+        self.pulse.progress(self.worked_on > 0);
+    }
+
+    pub(super) fn tell_stopping(&self) {
+        self.pulse.stopping(self.cursors.values().any(|cursor| cursor.stopping));
+    }
+
+    /// Reads, and wakes for, the partitions that there are now and no others.
+    pub(super) fn subscribe(&mut self) {
+        self.order = self.cursors.keys().cloned().collect();
+        self.cursors.values_mut().for_each(Cursor::let_go);
+        self.waiter = Waiter::new();
+        for store in self.cursors.values().filter_map(Cursor::store) {
+            store.subscribe(&self.waiter);
+        }
+        self.waiter.wake();
+    }
+
+    /// What a partition's offset is committed at, as far as it is durable.
+    pub(super) fn committed_offset(&self, place: &Place, cursor: &Cursor) -> Option<Offset> {
+        self.inner.commits.read(|groups| {
+            let entry = groups.get(&self.group)?.topics.get(&place.0)?.get(&place.1)?;
+            entry.commit.filter(|commit| commit.topic_id == cursor.id).map(|commit| commit.offset)
+        })
+    }
+}
+
+impl Drop for MemberSession {
+    fn drop(&mut self) {
+        self.pulse.disconnected();
+    }
+}

@@ -1,0 +1,224 @@
+//! Where a member reads, how much, and what stands in the way.
+
+use std::collections::BTreeMap;
+
+use rimstone_store::ReadError;
+
+use super::*;
+
+#[tokio::test]
+async fn reading_begins_where_the_commit_or_the_policy_says() {
+    let fixture = Fixture::new().await;
+    fixture.topic("t", 2).await;
+    fixture.put("t", 0, &["a", "b", "c"]).await;
+    fixture.put("t", 1, &["x"]).await;
+
+    let mut session = fixture.join(joining("m")).await;
+    assert_eq!(started(event(&mut session).await), [(0, Some(0)), (1, Some(0))].into());
+    assert_eq!(values(&records(event(&mut session).await)), ["a", "b", "c"]);
+    assert_eq!(values(&records(event(&mut session).await)), ["x"], "each in its turn");
+    commit(&mut session, 7, 0, 2);
+    assert_eq!(committed(event(&mut session).await), (7, Ok(Committed::default())));
+    let (answers, left) = session.leave(false).await;
+    assert!(answers.is_empty());
+    left.unwrap();
+
+    let mut session = fixture.join(JoinRequest { start: StartPolicy::Latest, ..joining("m") }).await;
+    assert_eq!(started(event(&mut session).await), [(0, Some(2)), (1, Some(1))].into());
+    assert_eq!(values(&records(event(&mut session).await)), ["c"]);
+    quiet(&mut session).await;
+    fixture.put("t", 1, &["y"]).await;
+    assert_eq!(values(&records(event(&mut session).await)), ["y"]);
+    session.leave(false).await.1.unwrap();
+
+    let mut session = fixture.join(JoinRequest { start: StartPolicy::Error, ..joining("m") }).await;
+    assert_eq!(started(event(&mut session).await), [(0, Some(2)), (1, None)].into());
+    let (partition, error) = problem(event(&mut session).await);
+    assert_eq!((partition, error.reason()), (1, Reason::StartPositionNeeded));
+    assert!(error.to_string().contains("earliest or latest"), "{error}");
+    assert_eq!(values(&records(event(&mut session).await)), ["c"]);
+    quiet(&mut session).await;
+    session.seek(name("t"), PartitionIndex(1), SeekTo::Earliest, 5);
+    let read = records(event(&mut session).await);
+    assert_eq!((values(&read), read.seek_id), (vec!["x".to_owned(), "y".to_owned()], 5));
+}
+
+#[tokio::test]
+async fn seeks_are_told_apart_from_what_was_under_way() {
+    let fixture = Fixture::new().await;
+    fixture.topic("t", 1).await;
+    fixture.put("t", 0, &["a"]).await;
+    let later = fixture.clock.now();
+    fixture.clock.advance(1_000);
+    fixture.put("t", 0, &["b", "c"]).await;
+    let mut session =
+        fixture.join(JoinRequest { credit: Credit { records: 1, ..PLENTY }, ..joining("m") }).await;
+    started(event(&mut session).await);
+    let first = records(event(&mut session).await);
+    assert_eq!((values(&first), first.seek_id, first.next), (vec!["a".to_owned()], 0, at(1)));
+    let cases = [
+        (SeekTo::Offset(at(2)), "c"),
+        (SeekTo::Time(later.saturating_add(Duration::from_millis(1))), "b"),
+        (SeekTo::Earliest, "a"),
+    ];
+    for (seek_id, (to, value)) in (1..).zip(cases) {
+        session.seek(name("t"), PartitionIndex(0), to, seek_id);
+        quiet(&mut session).await;
+        session.credit(Credit { bytes: 0, records: 1 });
+        let read = records(event(&mut session).await);
+        assert_eq!((values(&read), read.seek_id), (vec![value.to_owned()], seek_id));
+    }
+    session.credit(PLENTY);
+    records(event(&mut session).await);
+    session.seek(name("t"), PartitionIndex(0), SeekTo::Latest, 9);
+    session.seek(name("t"), PartitionIndex(0), SeekTo::Offset(at(4)), 10);
+    let (_, error) = problem(event(&mut session).await);
+    assert_eq!(error.reason(), Reason::OffsetOutOfRange);
+    quiet(&mut session).await;
+    session.seek(name("t"), PartitionIndex(0), SeekTo::Time(Timestamp(i64::MAX)), 11);
+    quiet(&mut session).await;
+    fixture.put("t", 0, &["d"]).await;
+    let read = records(event(&mut session).await);
+    assert_eq!((values(&read), read.seek_id), (vec!["d".to_owned()], 11));
+    session.seek(name("t"), PartitionIndex(7), SeekTo::Earliest, 12);
+    assert_eq!(problem(event(&mut session).await).1.reason(), Reason::PartitionNotOwned);
+}
+
+#[tokio::test]
+async fn credits_are_kept_to() {
+    let fixture = Fixture::new().await;
+    fixture.topic("t", 1).await;
+    fixture.put("t", 0, &["a", "b", "c", "d", "e", "f", "g", "h"]).await;
+    let mut session = fixture.join(JoinRequest { credit: Credit::default(), ..joining("m") }).await;
+    started(event(&mut session).await);
+    quiet(&mut session).await;
+    session.credit(Credit { bytes: 10_000, records: 0 });
+    quiet(&mut session).await;
+    session.credit(Credit { bytes: 0, records: 3 });
+    let read = records(event(&mut session).await);
+    assert_eq!((values(&read).len(), read.used.records, read.used.bytes), (3, 3, 3 * 49));
+    quiet(&mut session).await;
+    // One message may go below zero in bytes, and what is missing has to be made up for.
+    session.credit(Credit { bytes: 0, records: 100 });
+    let read = records(event(&mut session).await);
+    assert_eq!(values(&read), ["d", "e", "f", "g", "h"]);
+    let left = 10_000 - 8 * 49;
+    fixture.put("t", 0, &[&"x".repeat(left as usize - 48 - 1), "i", "j"]).await;
+    let read = records(event(&mut session).await);
+    assert_eq!((values(&read).len(), read.used.bytes), (1, left - 1), "a second one does not fit");
+    let read = records(event(&mut session).await);
+    assert_eq!(
+        (values(&read), read.used.bytes),
+        (vec!["i".to_owned()], 49),
+        "at least one while there is credit"
+    );
+    quiet(&mut session).await;
+    session.credit(Credit { bytes: 48, records: 0 });
+    quiet(&mut session).await;
+    session.credit(Credit { bytes: 1, records: 0 });
+    assert_eq!(values(&records(event(&mut session).await)), ["j"]);
+    quiet(&mut session).await;
+}
+
+#[tokio::test]
+async fn whole_batches_are_sent_as_they_are_stored() {
+    let fixture = Fixture::new().await;
+    fixture.topic("t", 1).await;
+    fixture.put("t", 0, &["a", "b"]).await;
+    fixture.put("t", 0, &["c"]).await;
+    fixture.put("t", 0, &["d"]).await;
+    let credit = Credit { records: 3, ..PLENTY };
+    let request = JoinRequest { format: ReadFormat::Batches, credit, ..joining("m") };
+    let mut session = fixture.join(request).await;
+    started(event(&mut session).await);
+    let read = records(event(&mut session).await);
+    let ChunkContent::Batches(batches) = &read.content else { panic!("batches were asked for") };
+    let bytes: usize = batches.iter().map(|read| read.batch.bytes().len()).sum();
+    assert_eq!((batches.len(), read.next, read.used), (2, at(3), Credit { bytes: bytes as u64, records: 3 }));
+    quiet(&mut session).await;
+    session.credit(Credit { bytes: 0, records: 1 });
+    assert_eq!(records(event(&mut session).await).next, at(4));
+}
+
+#[tokio::test]
+async fn paused_partitions_wait() {
+    let fixture = Fixture::new().await;
+    fixture.topic("t", 2).await;
+    let mut session = fixture.join(joining("m")).await;
+    started(event(&mut session).await);
+    session.pause(&[place("t", 0), place("t", 9)], true);
+    fixture.put("t", 0, &["a"]).await;
+    fixture.put("t", 1, &["x"]).await;
+    assert_eq!(values(&records(event(&mut session).await)), ["x"]);
+    quiet(&mut session).await;
+    session.pause(&[place("t", 0)], false);
+    assert_eq!(values(&records(event(&mut session).await)), ["a"]);
+}
+
+#[tokio::test]
+async fn where_retention_overtakes_a_reader_the_policy_says_where_to_go_on() {
+    let fixture = Fixture::new().await;
+    for (topic, start) in
+        [("t1", StartPolicy::Earliest), ("t2", StartPolicy::Latest), ("t3", StartPolicy::Error)]
+    {
+        fixture.topic(topic, 1).await;
+        for value in ["a", "b", "c", "d"] {
+            fixture.put(topic, 0, &[value]).await;
+        }
+        let request = JoinRequest {
+            start,
+            topics: [name(topic)].into(),
+            credit: Credit { records: 0, ..PLENTY },
+            // One batch at a time: what was read is sent, whatever retention does.
+            message_bytes: Some(ByteCount(1)),
+            ..joining(topic)
+        };
+        let mut session = fixture.join(request).await;
+        started(event(&mut session).await);
+        if start == StartPolicy::Error {
+            problem(event(&mut session).await);
+        }
+        session.seek(name(topic), PartitionIndex(0), SeekTo::Earliest, 1);
+        session.credit(Credit { bytes: 0, records: 1 });
+        assert_eq!(values(&records(event(&mut session).await)), ["a"]);
+        let before = BTreeMap::from([(PartitionIndex(0), at(3))]);
+        fixture.broker.delete_records(&name(topic), before).await.unwrap();
+        session.credit(Credit { bytes: 0, records: 100 });
+        match start {
+            StartPolicy::Earliest => assert_eq!(values(&records(event(&mut session).await)), ["d"]),
+            StartPolicy::Latest => {
+                quiet(&mut session).await;
+                fixture.put(topic, 0, &["e"]).await;
+                assert_eq!(values(&records(event(&mut session).await)), ["e"]);
+            }
+            StartPolicy::Error => {
+                let (_, error) = problem(event(&mut session).await);
+                assert_eq!(error.reason(), Reason::StartPositionNeeded);
+                quiet(&mut session).await;
+            }
+        }
+    }
+    let text = fixture.broker.metrics_text();
+    assert!(text.contains("rimstone_group_overtaken_total 3\n"), "{text}");
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_a_problem_and_a_seek_gets_over_it() {
+    let fixture = Fixture::new().await;
+    fixture.topic("t", 2).await;
+    fixture.put("t", 0, &["a", "b", "c"]).await;
+    let broken = fixture.partition("t", 0);
+    let lost = ReadError::DataLoss { from: at(0), until: at(2), reason: "rot".to_owned() };
+    fixture.store.script(broken, |script| script.read_error = Some(lost));
+    let mut session = fixture.join(joining("m")).await;
+    started(event(&mut session).await);
+    let (partition, error) = problem(event(&mut session).await);
+    assert_eq!((partition, error.reason()), (0, Reason::DataDamaged));
+    assert!(error.details().contains(&("until_offset", "2".to_owned())), "{:?}", error.details());
+    fixture.put("t", 1, &["x"]).await;
+    assert_eq!(values(&records(event(&mut session).await)), ["x"], "the others are read");
+    quiet(&mut session).await;
+    fixture.store.script(broken, |script| script.read_error = None);
+    session.seek(name("t"), PartitionIndex(0), SeekTo::Offset(at(2)), 1);
+    assert_eq!(values(&records(event(&mut session).await)), ["c"]);
+}
