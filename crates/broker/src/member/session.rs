@@ -185,6 +185,7 @@ impl MemberSession {
     pub fn stopped(&mut self, partitions: Vec<(TopicName, PartitionIndex)>) {
         self.pulse.beat();
         let mut stopped = Named::new();
+        let before = self.cursors.len();
         for place in partitions {
             let is_asked = self.cursors.get(&place).is_some_and(|cursor| cursor.stopping);
             if !is_asked {
@@ -201,6 +202,9 @@ impl MemberSession {
         }
         if !stopped.is_empty() {
             self.outbox.stopped(stopped);
+        }
+        if self.cursors.len() < before {
+            self.subscribe();
         }
         self.progress();
         self.tell_stopping();

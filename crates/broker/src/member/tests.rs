@@ -193,6 +193,29 @@ async fn a_partition_moves_when_its_owner_has_confirmed() {
 }
 
 #[tokio::test]
+async fn what_is_kept_is_read_on_when_another_partition_is_given_back() {
+    let fixture = Fixture::new().await;
+    fixture.topic("t", 2).await;
+    fixture.put("t", 0, &["a"]).await;
+    let mut one = fixture.join(joining("one")).await;
+    started(event(&mut one).await);
+    // It is the turn of partition 1 now, which is given away.
+    assert_eq!(values(&records(event(&mut one).await)), ["a"]);
+    let mut two = fixture.join(joining("two")).await;
+    assert_eq!(stopped(event(&mut one).await), [1]);
+    one.stopped(vec![place("t", 1)]);
+    let told = soon("the other's start", async {
+        tokio::select! {
+            told = event(&mut two) => told,
+            told = event(&mut one) => panic!("nothing was to come: {told:?}"),
+        }
+    });
+    assert_eq!(started(told.await), [(1, Some(0))].into());
+    fixture.put("t", 0, &["b"]).await;
+    assert_eq!(values(&records(event(&mut one).await)), ["b"]);
+}
+
+#[tokio::test]
 async fn no_push_goes_out_before_it_is_durable() {
     let fixture = Fixture::new().await;
     fixture.topic("t", 2).await;
