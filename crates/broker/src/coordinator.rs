@@ -236,3 +236,6 @@ impl Inner {
         Ok(shards.and_then(|shards| shards.get(shard as usize)).ok_or(CoordinatorLoading)?)
     }
 }
+
+#[cfg(test)]
+mod tests;

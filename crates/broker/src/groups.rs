@@ -210,16 +210,14 @@ impl Inner {
             return Ok(Vec::new());
         }
         let limit = self.config.limits.listed_groups;
-        let mut groups: Vec<Summary> = Vec::new();
-        for shard in 0..SHARDS.get() {
-            let (prefix, room) = (prefix.to_owned(), limit + 1 - groups.len());
-            let listed =
-                self.look(shard, move |now| Ok(now.groups.list(&prefix).take(room).collect::<Vec<_>>()));
-            groups.extend(listed.await?);
-            if groups.len() > limit {
-                let what = "groups in one answer (name a longer prefix)";
-                return Err(LimitReached { what, limit: limit as u64 }.into());
-            }
+        let list = |shard| {
+            let prefix = prefix.to_owned();
+            self.look(shard, move |now| Ok(now.groups.list(&prefix).take(limit + 1).collect::<Vec<_>>()))
+        };
+        let mut groups = futures::future::try_join_all((0..SHARDS.get()).map(list)).await?.concat();
+        if groups.len() > limit {
+            let what = "groups in one answer (name a longer prefix)";
+            return Err(LimitReached { what, limit: limit as u64 }.into());
         }
         groups.sort_by(|a, b| a.group.cmp(&b.group));
         Ok(groups)

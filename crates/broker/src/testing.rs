@@ -81,6 +81,8 @@ pub(crate) struct Script {
     pub(crate) hold: bool,
     /// What waits.
     pub(crate) held: VecDeque<(Append, TicketSender)>,
+    /// It says that it refuses writes until it is opened again.
+    pub(crate) poisoned: Option<String>,
     /// Reads find nothing, whatever the ends say.
     pub(crate) blind: bool,
     /// Reads fail so.
@@ -356,7 +358,11 @@ impl PartitionStore for FaultyPartition {
     }
 
     fn info(&self) -> StoreInfo {
-        self.inner.info()
+        let mut info = self.inner.info();
+        if let Some(reason) = self.scripts.lock().entry(self.id).or_default().poisoned.clone() {
+            info.state = StoreState::Poisoned { reason };
+        }
+        info
     }
 
     fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {

@@ -23,6 +23,8 @@ struct Signs {
     working: Option<Instant>,
     /// Since when it has been asked to give partitions back. `None`: it has nothing to give back.
     stopping: Option<Instant>,
+    /// Nobody reads what it says at the moment: its silence is the server's.
+    unheard: bool,
 }
 
 /// Which deadline has passed.
@@ -36,13 +38,22 @@ pub(crate) enum Overdue {
 
 impl Pulse {
     pub(crate) fn new(session_timeout: Duration, max_poll_interval: Duration) -> Self {
-        let signs = Signs { alive: Instant::now(), working: None, stopping: None };
+        let signs = Signs { alive: Instant::now(), working: None, stopping: None, unheard: false };
         Self { signs: Mutex::new(signs), session_timeout, max_poll_interval }
     }
 
     /// A message has come.
     pub(crate) fn beat(&self) {
         self.signs.lock().alive = Instant::now();
+    }
+
+    /// Whether what it says is read at the moment.
+    pub(crate) fn heard(&self, heard: bool) {
+        let mut signs = self.signs.lock();
+        if signs.unheard && heard {
+            signs.alive = Instant::now();
+        }
+        signs.unheard = !heard;
     }
 
     /// The member has got on; `more`: it still has something to work on.
@@ -75,11 +86,15 @@ impl Pulse {
         let mut signs = self.signs.lock();
         signs.working = None;
         signs.stopping = None;
+        signs.unheard = false;
     }
 
     /// The next deadline, and which one it is.
     pub(crate) fn deadline(&self) -> (Instant, Overdue) {
         let signs = *self.signs.lock();
+        if signs.unheard {
+            return (Instant::now() + self.session_timeout, Overdue::Session);
+        }
         let session = (signs.alive + self.session_timeout, Overdue::Session);
         let poll = [signs.working, signs.stopping].into_iter().flatten().min();
         match poll.map(|since| since + self.max_poll_interval) {
@@ -127,6 +142,18 @@ mod tests {
         assert_eq!(pulse.deadline(), (asked + POLL, Overdue::Poll), "progress is no answer to a stop");
         pulse.stopping(false);
         assert_eq!(pulse.deadline().1, Overdue::Session);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_not_read_is_not_silent() {
+        let pulse = Pulse::new(SESSION, POLL);
+        pulse.heard(false);
+        tokio::time::advance(SESSION * 3).await;
+        assert_eq!(pulse.deadline(), (Instant::now() + SESSION, Overdue::Session));
+        pulse.heard(true);
+        tokio::time::advance(SESSION / 3).await;
+        pulse.heard(true);
+        assert_eq!(pulse.deadline().0, Instant::now() + SESSION - SESSION / 3);
     }
 
     #[tokio::test(start_paused = true)]

@@ -65,6 +65,13 @@ struct Stuck {
 /// A membership that a decision ends, and what its session is told.
 type Ending = (GroupName, MemberId, SessionFencedWhy);
 
+/// Groups that are looked at once per batch, however many decisions it holds.
+#[derive(Debug, Default)]
+struct Touched {
+    named: BTreeSet<GroupName>,
+    moved: BTreeSet<GroupName>,
+}
+
 /// One shard.
 #[derive(Debug)]
 pub(crate) struct Shard {
@@ -78,6 +85,8 @@ pub(crate) struct Shard {
     gathered: Gathered,
     /// What waits for what is gathered.
     outward: Vec<Outward>,
+    /// Groups that what is gathered is about, and those of them whose members have moved.
+    touched: Touched,
     in_flight: VecDeque<InFlight>,
     stuck: Option<Stuck>,
     /// What requests behind a failed append are told.
@@ -106,6 +115,7 @@ impl Shard {
             poisoned,
             gathered: Gathered::new(),
             outward: Vec::new(),
+            touched: Touched::default(),
             in_flight: VecDeque::new(),
             stuck: None,
             failed: None,
@@ -233,10 +243,9 @@ impl Shard {
             }
         }
         let now = self.inner.clock.now();
-        let (mut moved, mut named) = (BTreeSet::new(), BTreeSet::new());
         for record in records {
             self.gathered.push(&record, now);
-            named.insert(record.group().clone());
+            self.touched.named.insert(record.group().clone());
             match &record {
                 GroupRecord::Offset { group, topic, partition, value } => {
                     let commit = value.as_ref().map(Commit::of);
@@ -250,19 +259,24 @@ impl Shard {
                 }
                 GroupRecord::Group { group, value } => {
                     self.count_rebalance(group, value.as_ref().map(|value| value.epoch));
-                    moved.insert(group.clone());
+                    self.touched.moved.insert(group.clone());
                 }
-                _ => drop(moved.insert(record.group().clone())),
+                _ => drop(self.touched.moved.insert(record.group().clone())),
             }
             self.groups.replay(record);
         }
+        Ok(answer)
+    }
+
+    /// Parks what sessions, the commit table and metrics are to know of what is gathered: its end state.
+    fn park_levels(&mut self) {
+        let Touched { named, moved } = std::mem::take(&mut self.touched);
         for group in &moved {
             self.outward.extend(self.members.follow(&self.groups, group).into_iter().map(Outward::Push));
             let owners = table::owners(&self.groups, group);
             self.outward.push(Outward::Commit(CommitChange::Owners { group: group.clone(), owners }));
         }
         self.show(&named, &moved);
-        Ok(answer)
     }
 
     fn count_rebalance(&mut self, group: &GroupName, epoch: Option<rimstone_types::GroupEpoch>) {
@@ -293,6 +307,7 @@ impl Shard {
 
     /// Submits what is gathered. What waits for nothing of its own waits for what was submitted last.
     fn submit(&mut self) {
+        self.park_levels();
         let outward = std::mem::take(&mut self.outward);
         if !self.gathered.is_empty() {
             let (batch, since) = (self.gathered.take(), Instant::now());

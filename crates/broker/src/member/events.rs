@@ -112,6 +112,7 @@ impl MemberSession {
 
     /// What the answer of the shard is to the member, if anything.
     fn answered(&mut self, answered: Answered) -> Result<Option<SessionEvent>, SessionError> {
+        self.pulse.heard(self.takes_messages());
         match answered {
             Answered::Commit { correlation, named, result } => {
                 Ok(Some(self.as_committed(correlation, named, result)))
@@ -148,6 +149,16 @@ impl MemberSession {
         }
         for place in &stopped {
             self.change(place, Cursor::stop);
+        }
+        // Asked for on an earlier stream, and not answered there: only an answer lets go of it.
+        for (topic, id, partition) in held.stopping.iter() {
+            let place = (topic.clone(), partition);
+            if !self.cursors.contains_key(&place) && !self.given_back.contains(&place) {
+                let mut cursor = Cursor::new(&self.inner, topic, id, partition);
+                cursor.stop();
+                stopped.push(place.clone());
+                self.cursors.insert(place, cursor);
+            }
         }
         let mut started: BTreeMap<Place, Cursor> = BTreeMap::new();
         for (topic, id, partition) in held.owned.iter() {

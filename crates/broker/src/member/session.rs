@@ -234,6 +234,7 @@ impl MemberSession {
         }
         self.progress();
         self.outbox.commit(correlation, offsets, room);
+        self.pulse.heard(self.takes_messages());
         Ok(())
     }
 

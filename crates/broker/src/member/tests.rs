@@ -274,6 +274,38 @@ async fn a_stop_that_was_lost_is_told_again() {
     assert_eq!(started(event), [(moving, Some(0))].into());
 }
 
+#[tokio::test]
+async fn a_stop_that_an_earlier_stream_did_not_answer_is_asked_again() {
+    let fixture = Fixture::new().await;
+    fixture.topic("t", 2).await;
+    fixture.put("t", 0, &["a", "b"]).await;
+    fixture.put("t", 1, &["x", "y"]).await;
+    let mut first = fixture.join(joining("m1")).await;
+    assert_eq!(started(event(&mut first).await).len(), 2);
+    let epoch = first.facts().epoch;
+    let mut second = fixture.join(joining("m2")).await;
+    let described = fixture.broker.describe_group(&group("g")).await.unwrap();
+    let moving = described.group.members[0].assignment.stopping.iter().next().unwrap().2.0;
+    drop(first);
+    // One time it still reads it, one time it does not.
+    for reads in [true, false] {
+        let all = [0, 1].map(|partition| (name("t"), PartitionIndex(partition), at(1)));
+        let positions = all.into_iter().filter(|at| reads || at.1.0 != moving).collect();
+        let epoch = if reads { epoch } else { described.group.members[0].epoch };
+        let mut again = fixture.join(JoinRequest { epoch, positions, ..joining("m1") }).await;
+        assert!(again.facts().resumed);
+        assert_eq!(stopped(event(&mut again).await), [moving]);
+        let read = records(event(&mut again).await);
+        assert_eq!((read.partition.0, read.next), (1 - moving, at(2)));
+        quiet(&mut again).await;
+        quiet(&mut second).await;
+        if !reads {
+            again.stopped(vec![place("t", moving)]);
+            assert_eq!(started(event(&mut second).await), [(moving, Some(0))].into());
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_silent_member_loses_its_partitions_and_a_beating_one_does_not() {
     let fixture = Fixture::new().await;
