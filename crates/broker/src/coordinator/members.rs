@@ -101,7 +101,12 @@ impl Members {
         self.groups.entry(group.clone()).or_default().insert(member.clone(), entry);
     }
 
-    /// Forgets a member; its session ends by the push.
+    /// Whether this is a member.
+    pub(super) fn knows(&self, group: &GroupName, member: &MemberId) -> bool {
+        self.entry(group, member).is_some()
+    }
+
+    /// Forgets a member; its session, if one is open, ends by the push.
     pub(super) fn remove(
         &mut self,
         group: &GroupName,
@@ -115,6 +120,9 @@ impl Members {
         }
         self.looks.remove(&(entry.look_at, (group.clone(), member.clone())));
         let updates = entry.connection?.updates;
+        if updates.is_closed() {
+            return None;
+        }
         Some(Box::new(move || drop(updates.send_replace(SessionUpdate::Fenced(why)))))
     }
 

@@ -233,14 +233,14 @@ impl Shard {
             self.check_writable()?;
         }
         for (group, member, why) in ending {
+            let is_member = self.members.knows(&group, &member);
             let push = self.members.remove(&group, &member, why);
-            if let Some(push) = push {
+            // Who comes back after its stream has broken fences nobody.
+            if push.is_some() || is_member && why != SessionFencedWhy::Replaced {
                 let fenced = self.inner.metrics.groups.fenced(why);
-                self.outward.push(Outward::push(move || {
-                    push();
-                    fenced.inc();
-                }));
+                self.outward.push(Outward::push(move || fenced.inc()));
             }
+            self.outward.extend(push.map(Outward::Push));
         }
         let now = self.inner.clock.now();
         for record in records {

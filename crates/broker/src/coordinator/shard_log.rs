@@ -56,6 +56,8 @@ impl ShardLog {
                 return Err(LoadError::Record { offset: at, why });
             }
             at = read.next;
+            // Understanding a piece takes milliseconds, and what is in memory is read without waiting.
+            tokio::task::yield_now().await;
         }
         Ok((Self { store, end: at }, groups))
     }

@@ -434,8 +434,16 @@ async fn the_older_session_of_a_member_is_a_zombie() {
     let positions = vec![(name("t"), PartitionIndex(0), at(1))];
     let mut newest = fixture.join(JoinRequest { epoch, positions, ..joining("m") }).await;
     assert!(newest.facts().resumed);
+    let fenced = "rimstone_group_fenced_total{reason=\"replaced\"} 2";
+    assert!(fixture.broker.metrics_text().contains(fenced));
     assert_eq!(values(&records(event(&mut newest).await)), ["b"], "from where it says, without a start");
     assert_eq!(ended(&mut new).await.reason(), Reason::MemberFenced);
+    // Its stream breaks: coming back fences nobody.
+    let epoch = newest.facts().epoch;
+    drop(newest);
+    let positions = vec![(name("t"), PartitionIndex(0), at(1))];
+    assert!(fixture.join(JoinRequest { epoch, positions, ..joining("m") }).await.facts().resumed);
+    assert!(fixture.broker.metrics_text().contains(fenced));
 }
 
 #[tokio::test(start_paused = true)]

@@ -21,7 +21,8 @@ impl GroupCounters {
             registry.register(Box::new(counter.clone())).expect("every name is registered once");
             counter
         };
-        let help = "Sessions of members that were ended, by the reason.";
+        let help =
+            "Members that were fenced, by the reason: timed out, or replaced while their stream was open.";
         let fenced = IntCounterVec::new(Opts::new("rimstone_group_fenced_total", help), &["reason"]);
         let fenced = fenced.expect("a valid name and label");
         registry.register(Box::new(fenced.clone())).expect("every name is registered once");
