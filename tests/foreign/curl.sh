@@ -16,7 +16,7 @@ expect() { # WHAT PATTERN TEXT
 }
 
 services=$("$buf" curl --protocol grpc --http2-prior-knowledge --reflect --list-services "$server")
-for service in ProduceService ConsumeService AdminService; do
+for service in ProduceService ConsumeService AdminService GroupService LagService ReplayService; do
     expect "list of services" "^rimstone\.v1\.$service$" "$services"
 done
 methods=$("$buf" curl --protocol grpc --http2-prior-knowledge --reflect --list-methods "$server")
@@ -38,6 +38,23 @@ answer=$(printf '%s\n' '{"open":{}}' \
     "$buf" curl --protocol grpc --http2-prior-knowledge --reflect --data @- "$server/rimstone.v1.ProduceService/ProduceStream")
 expect "produce on a stream" '"correlationId": *"7"' "$answer"
 
+# A group: its offsets, its lag, a clone, a plan, a member that comes and goes.
+offset="{\"topic\":\"$topic\",\"partition\":1,\"offset\":\"1\",\"metadata\":\"by hand\"}"
+answer=$(call GroupService/CommitOffsets "{\"group\":\"curl\",\"offsets\":[$offset]}")
+expect commit '"partition": *1' "$answer"
+expect "fetch offsets" '"metadata": *"by hand"' "$(call GroupService/FetchOffsets '{"group":"curl"}')"
+expect "list groups" '"state": *"GROUP_STATE_EMPTY"' "$(call GroupService/ListGroups '{"prefix":"curl"}')"
+expect "describe a group" '"group": *"curl"' "$(call GroupService/DescribeGroup '{"group":"curl"}')"
+expect lag '"committedOffset": *"1"' "$(call LagService/GetLag '{"groups":["curl"]}')"
+answer=$(call ReplayService/PlanReplay '{"spec":{"group":"curl","earliest":{}}}')
+expect "plan a replay" '"oldOffset": *"1"' "$answer"
+expect clone '"offset": *"1"' "$(call GroupService/CloneGroup '{"source":"curl","target":"curl-clone"}')"
+call GroupService/DeleteGroup '{"group":"curl-clone"}' >/dev/null
+answer=$(printf '%s\n' "{\"join\":{\"group\":\"curl-members\",\"memberId\":\"curl\",\"topics\":[\"$topic\"]}}" \
+    '{"leave":{"forGood":true}}' |
+    "$buf" curl --protocol grpc --http2-prior-knowledge --reflect --data @- "$server/rimstone.v1.ConsumeService/Consume")
+expect "join and leave" '"memberId": *"curl"' "$answer"
+
 # An error explains itself.
 if answer=$(call AdminService/DescribeTopic '{"topic":"none"}' 2>&1); then
     echo "a topic that is not there was described: $answer" >&2
@@ -47,4 +64,4 @@ expect "error code" 'not_found' "$answer"
 expect "error details" 'google\.rpc\.ErrorInfo' "$answer"
 info=$(sed -n 's/.*"value": *"\([^"]*\)".*/\1/p' <<<"$answer" | base64 --decode | tr '\0' ' ')
 expect "error reason" 'TOPIC_NOT_FOUND.*rimstone\.v1' "$(tr '\n' ' ' <<<"$info")"
-echo "buf curl: 3 services listed, 7 calls by reflection, 1 error explained"
+echo "buf curl: 6 services listed, 16 calls by reflection, 1 error explained"
