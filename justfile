@@ -38,6 +38,12 @@ golden version:
 kills:
     cargo test --locked --package rimstone-tests --test all -- --nocapture kills
 
+# Members of a group and the server come and go at random, so many rounds; RIMSTONE_SEED runs one seed alone.
+churn rounds="20":
+    cargo build --release --locked
+    RIMSTONE_BINARY=target/release/rimstone RIMSTONE_CHURNS={{ rounds }} \
+        cargo test --locked --package rimstone-tests --test all -- --nocapture group_churn
+
 # Cuts the power during a produce so many times (root); RIMSTONE_SEED runs one seed alone.
 power-cut rounds="3":
     cargo build --release --locked

@@ -1,18 +1,22 @@
 //! The bare generated clients, as a program without a client library has them, and words for their errors.
 
-use std::{collections::HashMap, fmt::Debug};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt::Debug,
+};
 
 use bytes::Bytes;
 use rimstone_proto::v1::{
     self, admin_service_client::AdminServiceClient, consume_service_client::ConsumeServiceClient,
-    produce_service_client::ProduceServiceClient,
+    group_service_client::GroupServiceClient, lag_service_client::LagServiceClient,
+    produce_service_client::ProduceServiceClient, replay_service_client::ReplayServiceClient,
 };
 use tonic::{Code, Status, transport::Channel};
 use tonic_types::StatusExt as _;
 
 use crate::{server::Server, wait::soon};
 
-/// A connection of one's own, and the three services on it.
+/// A connection of one's own, and the services on it.
 #[derive(Debug, Clone)]
 pub struct Calls {
     /// Topics, settings, offsets.
@@ -21,6 +25,12 @@ pub struct Calls {
     pub produce: ProduceServiceClient<Channel>,
     /// Reading.
     pub consume: ConsumeServiceClient<Channel>,
+    /// Committed offsets and members.
+    pub groups: GroupServiceClient<Channel>,
+    /// How far behind groups are.
+    pub lag: LagServiceClient<Channel>,
+    /// Moving offsets.
+    pub replay: ReplayServiceClient<Channel>,
 }
 
 impl Calls {
@@ -35,7 +45,10 @@ impl Calls {
         Self {
             admin: AdminServiceClient::new(channel.clone()),
             produce: ProduceServiceClient::new(channel.clone()),
-            consume: ConsumeServiceClient::new(channel),
+            consume: ConsumeServiceClient::new(channel.clone()),
+            groups: GroupServiceClient::new(channel.clone()),
+            lag: LagServiceClient::new(channel.clone()),
+            replay: ReplayServiceClient::new(channel),
         }
     }
 
@@ -61,6 +74,33 @@ impl Calls {
         let mut answer = soon(self.produce.produce(request)).await?.into_inner();
         assert_eq!(answer.appends.len(), 1, "one partition was written to");
         Ok(answer.appends.remove(0))
+    }
+
+    /// What a group has committed in a topic; partitions without a commit are left out.
+    ///
+    /// # Errors
+    /// What the server said.
+    pub async fn committed(&mut self, group: &str, topic: &str) -> Result<BTreeMap<u32, u64>, Status> {
+        let request = v1::FetchOffsetsRequest { group: group.to_owned(), partitions: Vec::new() };
+        let answer = soon(self.groups.fetch_offsets(request)).await?.into_inner();
+        let of_topic = answer.offsets.into_iter().filter(|offset| offset.topic == topic);
+        Ok(of_topic.filter_map(|offset| Some((offset.partition, offset.offset?))).collect())
+    }
+
+    /// How far behind a group is, partition by partition.
+    ///
+    /// # Errors
+    /// What the server said.
+    ///
+    /// # Panics
+    /// If a partition cannot tell.
+    pub async fn lag_of(&mut self, group: &str) -> Result<Vec<v1::PartitionLag>, Status> {
+        let request = v1::GetLagRequest { groups: vec![group.to_owned()], topics: Vec::new() };
+        let answer = soon(self.lag.get_lag(request)).await?.into_inner();
+        for partition in &answer.partitions {
+            assert_eq!(partition.error, None, "{partition:?}");
+        }
+        Ok(answer.partitions)
     }
 
     /// Reads partition 0 of a topic from an offset on, without waiting.

@@ -11,6 +11,9 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{binary::rimstone, wait::until};
 
+/// How much of a command's output a failing test shows.
+const SHOWN_OUTPUT: usize = 16 << 10;
+
 /// What a command did.
 #[derive(Debug)]
 pub struct Ran {
@@ -97,6 +100,17 @@ impl Running {
         self.child.try_wait().expect("a child can be waited for").is_none()
     }
 
+    /// SIGKILL, and it is gone.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("a child can be killed");
+        self.child.wait().expect("a killed child ends");
+    }
+
+    /// SIGINT, as from a terminal.
+    pub fn interrupt(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::INT).expect("a child takes signals");
+    }
+
     /// What it did, once it has ended.
     ///
     /// # Panics
@@ -117,7 +131,9 @@ impl Drop for Running {
         drop(self.child.wait());
         if std::thread::panicking() {
             for path in [&self.stdout, &self.stderr] {
-                println!("--- {} ---\n{}", path.display(), std::fs::read_to_string(path).unwrap_or_default());
+                let text = std::fs::read(path).unwrap_or_default();
+                let text = &text[text.len().saturating_sub(SHOWN_OUTPUT)..];
+                println!("--- {} ---\n{}", path.display(), String::from_utf8_lossy(text));
             }
         }
     }

@@ -2,6 +2,7 @@
 //! left running.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -11,11 +12,14 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
+    calls::Calls,
     group::{
-        check::Life,
-        event::{What, read_events},
+        check::{Facts, Life},
+        event::read_events,
         member::Options,
     },
+    history::read_all,
+    server::Server,
     wait::until,
 };
 
@@ -63,7 +67,7 @@ impl Crowd {
         Self { crew, processes: Vec::new() }
     }
 
-    /// Starts a member.
+    /// Starts a member: under this id or, with an instance, under a new one.
     ///
     /// # Panics
     /// If one of this name is still running.
@@ -75,7 +79,8 @@ impl Crowd {
         let options = Options {
             server: self.crew.server.clone(),
             group: self.crew.group.clone(),
-            member: member.to_owned(),
+            // A static member is known by its instance, and comes under a new id each time.
+            member: instance.map_or(member, |_| &name).to_owned(),
             instance: instance.map(str::to_owned),
             topic: self.crew.topic.clone(),
             history: history.clone(),
@@ -157,8 +162,35 @@ impl Crowd {
 
     /// How many records were worked on so far, repetitions included.
     pub fn done(&self) -> usize {
-        let events = self.processes.iter().flat_map(|process| read_events(&process.history));
-        events.filter(|event| matches!(event.what, What::Done { .. })).count()
+        let done = |process: &Process| {
+            let text = std::fs::read_to_string(&process.history).unwrap_or_default();
+            text.lines().filter(|line| line.contains(r#""event":"done""#)).count()
+        };
+        self.processes.iter().map(done).sum()
+    }
+
+    /// Everything that is known in the end, for [`super::check::check`].
+    ///
+    /// # Panics
+    /// If the server does not tell.
+    pub async fn facts(&self, server: &Server) -> Facts {
+        let crew = &self.crew;
+        let mut log: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
+        let mut records = read_all(&server.endpoint(), &crew.topic).await;
+        records.sort_by_key(|record| (record.partition, record.offset));
+        for record in records {
+            let numbers = log.entry(record.partition).or_default();
+            assert_eq!(record.offset, numbers.len() as u64, "nothing is taken from this log");
+            numbers.push(record.number);
+        }
+        let mut calls = Calls::connect(server).await;
+        let committed = calls.committed(&crew.group, &crew.topic).await;
+        Facts {
+            lives: self.lives(),
+            log,
+            committed: committed.expect("a group that has committed can tell"),
+            session_timeout_ns: crew.session_timeout.as_nanos().try_into().expect("a short time"),
+        }
     }
 
     /// What everybody has written down.

@@ -160,3 +160,26 @@ pub fn read_events(path: &Path) -> Vec<Event> {
     };
     text[..whole].lines().map(event).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_history_comes_back_and_a_line_that_was_cut_short_is_left_out() {
+        let home = tempfile::tempdir().expect("a folder can be made");
+        let path = home.path().join("history");
+        let mut recorder = Recorder::create(&path).expect("a file can be made");
+        let done = What::Done { partition: 1, offset: 2, number: 3 };
+        let refused = What::Committed { id: 4, refused: Some("MEMBER_FENCED".to_owned()) };
+        for what in [&done, &refused] {
+            recorder.record(what.clone()).expect("a file takes a line");
+        }
+        recorder.file.write_all(b"{\"at_ns\":1,\"ev").expect("a file takes a line");
+        let events = read_events(&path);
+        assert_eq!(events.iter().map(|event| &event.what).collect::<Vec<_>>(), [&done, &refused]);
+        assert!(0 < events[0].at_ns && events[0].at_ns <= events[1].at_ns);
+        // Counted without being read: see `Crowd::done`.
+        assert!(std::fs::read_to_string(&path).expect("it is text").contains(r#""event":"done""#));
+    }
+}

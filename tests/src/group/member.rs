@@ -201,6 +201,7 @@ impl Member {
             tokio::select! {
                 _ = self.terminate.recv() => return self.leave(&out, &mut answers).await,
                 _ = beats.tick(), if joined => {
+                    self.commit_all(&out).await?;
                     self.recorder.record(What::Beat)?;
                     out.send(Request::Heartbeat(v1::ConsumeHeartbeat { progress: true })).await?;
                 }
@@ -327,6 +328,11 @@ impl Member {
         Ok(())
     }
 
+    async fn commit_all(&mut self, out: &Out) -> Result<(), Stop> {
+        let all: Vec<_> = self.owned.keys().copied().collect();
+        self.commit(&all, out).await
+    }
+
     fn committed(&mut self, answer: &v1::ConsumeCommitted) -> anyhow::Result<()> {
         let ids = self.open.remove(&answer.correlation_id).context("an answer to no commit")?;
         ensure!(ids.len() == answer.results.len(), "{} commits, {} results", ids.len(), answer.results.len());
@@ -361,8 +367,7 @@ impl Member {
 
     /// Commits everything, leaves for good, and waits for the server to end the stream.
     async fn leave(&mut self, out: &Out, answers: &mut Streaming<v1::ConsumeResponse>) -> Result<End, Stop> {
-        let all: Vec<_> = self.owned.keys().copied().collect();
-        self.commit(&all, out).await?;
+        self.commit_all(out).await?;
         self.recorder.record(What::Leave)?;
         self.owned.clear();
         out.send(Request::Leave(v1::ConsumeLeave { for_good: true })).await?;
