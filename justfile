@@ -24,6 +24,10 @@ lint:
 bench *arguments:
     cargo bench --package rimstone-benches {{ arguments }}
 
+# What others can do on this machine: bare tonic, a bare produce path, the disk. `just reference disk append --directory .`
+reference *arguments:
+    cargo run --release --package rimstone-benches --bin reference -- {{ arguments }}
+
 # What a server with many partitions costs: start, memory, descriptors, idle CPU.
 partitions count="1000":
     cargo build --release --locked

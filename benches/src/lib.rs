@@ -1,1 +1,14 @@
-//! Criterion benches, one file per room
+//! What the programs of this package share: payloads, latencies, the references' protocol. The criterion benches,
+//! one file per room, lie in `benches/`.
+//!
+//! Not here, on purpose: anything of the server. What it is compared with must not get better or worse with it.
+#![forbid(unsafe_code)]
+
+pub mod payload;
+pub mod stats;
+
+/// The references' own messages and service.
+#[allow(missing_docs, missing_debug_implementations, clippy::all)]
+pub mod wire {
+    tonic::include_proto!("reference");
+}

@@ -97,6 +97,18 @@ fn arrows_go_down_only() {
     assert_eq!(seen, floors, "the table of floors names crates that are not there");
 }
 
+/// What the server is compared with must not get better or worse with it. Criterion benches, which link rooms of
+/// the server, do so as development dependencies.
+#[test]
+fn references_share_no_code_with_the_server() {
+    let benches =
+        metadata().packages.into_iter().find(|package| *package.name == "rimstone-benches").unwrap();
+    let normal =
+        benches.dependencies.iter().filter(|dependency| dependency.kind != DependencyKind::Development);
+    let shared: Vec<_> = normal.filter(|dependency| dependency.path.is_some()).collect();
+    assert!(shared.is_empty(), "{shared:#?}");
+}
+
 #[test]
 fn protocols_stay_at_the_doors_and_executors_above_the_log() {
     let mut wrong = Vec::new();
