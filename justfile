@@ -28,6 +28,11 @@ bench *arguments:
 reference *arguments:
     cargo run --release --package rimstone-benches --bin reference -- {{ arguments }}
 
+# How far it is to the goals: every row beside its reference, in pairs; fails if one falls short. `--only TEXT`, `--list`, `--quick`
+bench-goals *arguments:
+    cargo build --release --locked --package rimstone --package rimstone-benches --bins
+    target/release/goals {{ arguments }}
+
 # What a server with many partitions costs: start, memory, descriptors, idle CPU.
 partitions count="1000":
     cargo build --release --locked
