@@ -160,16 +160,19 @@ impl Commit {
     async fn run(self, groups: &Groups, admin: &Admin) -> Outcome {
         let commits = self.commits(admin).await?;
         let answers = groups.commit(&self.group, &commits).await?;
-        let mut refused = None;
+        let mut refused = Vec::new();
         let mut rows = Vec::new();
         for (commit, answer) in commits.iter().zip(answers) {
             let said = match answer {
-                Ok(flags) if flags.below_log_start => "committed; retention has taken records after it",
-                Ok(flags) if flags.backwards => "committed; it was further on before",
-                Ok(_) => "committed",
+                Ok(flags) if flags.below_log_start => {
+                    "committed; retention has taken records after it".to_owned()
+                }
+                Ok(flags) if flags.backwards => "committed; it was further on before".to_owned(),
+                Ok(_) => "committed".to_owned(),
                 Err(error) => {
-                    refused.get_or_insert(error);
-                    "refused"
+                    let said = format!("refused: {error}");
+                    refused.push(error);
+                    said
                 }
             };
             let offset = commit.offset.map_or("-".to_owned(), |offset| offset.to_string());
@@ -181,8 +184,10 @@ impl Commit {
             ]);
         }
         table(["TOPIC", "PARTITION", "OFFSET", ""], &rows)?;
+        let said = format!("refused {} of {}", refused.len(), count(commits.len() as u64, "offset"));
         // What helps a reader with such an offset helps nobody here.
-        refused.map_or(Ok(()), |error| Err(Failure::from(error).without_hints()))
+        let failure = |error| Failure::from(error).without_hints().saying(said);
+        refused.into_iter().next().map_or(Ok(()), |error| Err(failure(error)))
     }
 
     async fn commits(&self, admin: &Admin) -> Result<Vec<OffsetCommit>, Failure> {

@@ -3,7 +3,7 @@
 use std::{io::IsTerminal as _, time::Duration};
 
 use clap::Args;
-use rimstone_client::{ClientError, Connection, Lag, PartitionLag, TopicLag, lag};
+use rimstone_client::{ClientError, Connection, Groups, Lag, PartitionLag, TopicLag, lag};
 use rimstone_types::Offset;
 use serde_json::{Value, json};
 
@@ -100,7 +100,14 @@ impl LagCommand {
     async fn ask(&self, connection: &Connection) -> Result<Lag, ClientError> {
         let groups: Vec<_> = self.groups.iter().map(String::as_str).collect();
         let topics: Vec<_> = self.topics.iter().map(String::as_str).collect();
-        lag(connection, &groups, &topics).await
+        let lag = lag(connection, &groups, &topics).await?;
+        // A name that is mistyped must not look like a group without lag.
+        for group in groups {
+            if !lag.partitions.iter().any(|at| at.group == group) {
+                Groups::over(connection.clone()).describe(group).await?;
+            }
+        }
+        Ok(lag)
     }
 
     async fn watch(&self, connection: &Connection, every: Duration) -> Outcome {

@@ -88,7 +88,7 @@ pub struct TopicLag {
 /// ```
 ///
 /// # Errors
-/// `GROUP_NOT_FOUND` for a group that was named; those of the connection.
+/// Only those of the connection: a group that does not exist, or has nothing, has no lines.
 pub async fn lag(connection: &Connection, groups: &[&str], topics: &[&str]) -> Result<Lag, ClientError> {
     let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
     let request = v1::GetLagRequest { groups: owned(groups), topics: owned(topics) };

@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod bench;
+mod consumer;
 mod failing_disk;
 mod format;
 mod full_disk;

@@ -1,9 +1,9 @@
-//! The Rust program in README.md: it is the code below, and it runs.
+//! The Rust programs in README.md: they are the code below, and they run.
 
 use rimstone_client::{End, Reader, Start};
 use rimstone_tests::{calls::Calls, server::Setup, wait::soon, workspace_root};
 
-/// The function below begins here in this file, and ends at [`END`].
+/// A program below begins here in this file, and ends at [`END`].
 const BEGIN: &str = "    // README begins\n";
 const END: &str = "    // README ends\n";
 
@@ -25,6 +25,22 @@ async fn from_the_readme(address: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+async fn member_from_the_readme(address: &str) -> anyhow::Result<()> {
+    // README begins
+    use rimstone_client::{Consumer, StartPolicy};
+
+    let mut consumer =
+        Consumer::builder(address, "billing").topics(["visits"]).start(StartPolicy::Earliest).build()?;
+    for _ in 0..3 {
+        let record = consumer.next().await?;
+        println!("{} {} {:?}", record.topic(), record.offset, record.value); // the work
+        drop(consumer.commit(&record));
+    }
+    consumer.close().await?; // every commit is answered, and the partitions go to others at once
+    // README ends
+    Ok(())
+}
+
 /// The `rust` blocks of README.md.
 fn shown() -> Vec<String> {
     let readme = std::fs::read_to_string(workspace_root().join("README.md")).unwrap();
@@ -34,11 +50,16 @@ fn shown() -> Vec<String> {
 
 #[test]
 fn the_readme_shows_the_program_that_is_tested() {
-    let source = include_str!("readme.rs").split(BEGIN).nth(1).unwrap().split(END).next().unwrap();
-    let source: String =
-        source.lines().map(|line| format!("{}\n", line.strip_prefix("    ").unwrap_or(line))).collect();
+    let unindented = |program: &str| {
+        let program = program.split(END).next().unwrap();
+        program
+            .lines()
+            .map(|line| format!("{}\n", line.strip_prefix("    ").unwrap_or(line)))
+            .collect::<String>()
+    };
+    let source: Vec<_> = include_str!("readme.rs").split(BEGIN).skip(1).map(unindented).collect();
     let shown: Vec<_> = shown().iter().map(|block| block.replace("\"127.0.0.1:9190\"", "address")).collect();
-    assert_eq!(shown, [source]);
+    assert_eq!(shown, source);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -58,4 +79,9 @@ async fn the_program_in_the_readme_runs() {
         );
     }
     assert!(soon(reader.next()).await.unwrap().is_none());
+
+    soon(member_from_the_readme(&server.endpoint())).await.unwrap();
+    let groups = rimstone_client::Groups::new(&server.endpoint()).unwrap();
+    let committed = soon(groups.offsets("billing", &[])).await.unwrap();
+    assert_eq!(committed.iter().filter_map(|found| found.offset).map(|offset| offset.get()).sum::<u64>(), 3);
 }

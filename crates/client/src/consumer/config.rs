@@ -16,6 +16,8 @@ use crate::{
 const PREFETCH_BYTES_MAX: u64 = 1 << 30;
 /// The server's bounds on a session time-out.
 const SESSION_TIMEOUT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(1800));
+/// The server's bounds on the time without progress.
+const MAX_POLL_INTERVAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(24 * 3600));
 
 /// Whether commits are made by hand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,7 +139,7 @@ impl ConsumerBuilder {
     }
 
     /// How long the application may be busy with what it has, or with giving partitions back, before it is taken
-    /// for stuck and loses its partitions. Default 5 min.
+    /// for stuck and loses its partitions. Default 5 min; 1 s to 24 h.
     #[must_use]
     pub fn max_poll_interval(mut self, interval: Duration) -> Self {
         self.max_poll_interval = interval;
@@ -191,8 +193,13 @@ impl ConsumerBuilder {
                 format!("session_timeout is {:?}; {least:?} to {most:?} is allowed", self.session_timeout);
             return Err(ClientError::invalid(message));
         }
-        if self.max_poll_interval < Duration::from_millis(1) {
-            return Err(ClientError::invalid("max_poll_interval is below 1 ms"));
+        let (least, most) = MAX_POLL_INTERVAL;
+        if !(least..=most).contains(&self.max_poll_interval) {
+            let message = format!(
+                "max_poll_interval is {:?}; {least:?} to {most:?} is allowed",
+                self.max_poll_interval
+            );
+            return Err(ClientError::invalid(message));
         }
         let (bytes, records) = self.prefetch;
         if !(1..=PREFETCH_BYTES_MAX).contains(&bytes) || records == 0 {
@@ -206,6 +213,10 @@ impl ConsumerBuilder {
         }
         let connection = Connection::new(&self.endpoint)?;
         Ok(Consumer::start(connection, self))
+    }
+
+    pub(crate) fn group(&self) -> &str {
+        &self.group
     }
 
     /// The member's own id.

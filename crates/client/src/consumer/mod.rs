@@ -164,8 +164,8 @@ impl Consumer {
     /// [`Consumer::next_event`] instead.
     ///
     /// # Errors
-    /// Those named at [`Consumer`], with `topic` and `partition` in the metadata where one partition is meant;
-    /// the call after it goes on with the others. [`reason::UNREACHABLE`] when the server has been away for the
+    /// Those named at [`Consumer`], with `group`, and `topic` and `partition` where one partition is meant, in
+    /// the metadata; the call after it goes on with the others. [`reason::UNREACHABLE`] when the server has been away for the
     /// patience given by [`ConsumerBuilder::retry_for`]; the call after it goes on waiting. A refusal of the
     /// join and [`reason::MEMBER_FENCED`] end the consumer: every later call answers the same.
     pub async fn next(&mut self) -> Result<ConsumerRecord, ClientError> {
@@ -423,7 +423,10 @@ impl Shared {
             }
             Taken::Told(Told::Lost(lost)) => Ok(Event::Lost(lost)),
             Taken::Told(Told::CaughtUp(at)) => Ok(Event::CaughtUp(at)),
-            Taken::Told(Told::Error(error)) => Err(error),
+            Taken::Told(Told::Error(mut error)) => {
+                error.metadata.entry("group".to_owned()).or_insert_with(|| self.config.group().to_owned());
+                Err(error)
+            }
         })
     }
 

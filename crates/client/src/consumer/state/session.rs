@@ -57,7 +57,9 @@ impl State {
 
     /// Nothing is ours any more, for this reason.
     pub(crate) fn lost(&mut self, why: &ClientError) {
-        tracing::warn!(partitions = self.owned.len(), %why, "the member's partitions are lost");
+        if !self.owned.is_empty() {
+            tracing::warn!(partitions = self.owned.len(), %why, "the member's partitions are lost");
+        }
         if !self.commits.is_idle() {
             self.commit_failure.get_or_insert(why.clone());
         }
