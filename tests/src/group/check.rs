@@ -53,7 +53,7 @@ pub struct Facts {
 pub enum Anomaly {
     /// Two members were told in the same epoch that a partition is theirs.
     TwoOwnersInAnEpoch { partition: u32, epochs: (u32, u32), one: String, other: String },
-    /// Two processes owned a partition at the same time.
+    /// Two members owned a partition at the same time.
     TwoOwnersAtOnce { partition: u32, one: String, other: String },
     /// A member's epoch went back without a new start.
     EpochWentBack { process: String, from: u32, to: u32 },
@@ -71,7 +71,7 @@ pub enum Anomaly {
     CommitOfNobody { seen_by: String, partition: u32, committed: u64 },
     /// Something before a committed offset had not been worked on.
     CommittedNotDone { partition: u32, committed: u64, missing: u64 },
-    /// One whom another owner had followed could still commit.
+    /// One whom another had followed could still commit.
     StaleCommit { process: String, partition: u32, offset: u64 },
     /// A commit below an acknowledged one was acknowledged.
     CommitBackwards { partition: u32, from: u64, to: u64 },
@@ -157,7 +157,8 @@ fn owners(tenures: &[Tenure], wrong: &mut Vec<Anomaly>) {
                 && other.was_real()
                 && one.from_ns < other.until_ns
                 && other.from_ns < one.until_ns;
-            if one.process != other.process && at_once {
+            // The same member in another process takes over from its older self at once.
+            if one.owner != other.owner && at_once {
                 let (one, other) = (one.process.clone(), other.process.clone());
                 wrong.push(Anomaly::TwoOwnersAtOnce { partition, one, other });
             }
@@ -175,7 +176,6 @@ enum Outcome {
 #[derive(Debug)]
 struct Commit<'a> {
     process: &'a str,
-    owner: &'a str,
     partition: u32,
     offset: u64,
     invoked_ns: u64,
@@ -202,7 +202,6 @@ fn commits(lives: &[Life]) -> Vec<Commit<'_>> {
                     open.insert(*id, commits.len());
                     commits.push(Commit {
                         process: &life.process,
-                        owner: &life.owner,
                         partition: *partition,
                         offset: *offset,
                         invoked_ns: event.at_ns,
@@ -272,7 +271,7 @@ fn commits_rightly(facts: &Facts, commits: &[Commit<'_>], tenures: &[Tenure], wr
             .filter(|tenure| tenure.partition == partition && tenure.was_real())
             .filter(|tenure| tenure.from_ns < commit.invoked_ns)
             .max_by_key(|tenure| tenure.from_ns);
-        if begun.is_some_and(|tenure| tenure.owner != commit.owner) {
+        if begun.is_some_and(|tenure| tenure.process != commit.process) {
             wrong.push(Anomaly::StaleCommit { process: commit.process.to_owned(), partition, offset });
         }
     }

@@ -149,6 +149,25 @@ impl Crowd {
         process.frozen = false;
     }
 
+    /// Forgets the name of a process, which goes on: another may take its place.
+    pub fn disown(&mut self, member: &str) {
+        let process = self.process(member);
+        process.member = process.name.clone();
+    }
+
+    /// Takes note of the members that have ended because another has taken their place.
+    ///
+    /// # Panics
+    /// If one has failed.
+    pub fn reap(&mut self) {
+        for process in self.processes.iter_mut().filter(|process| !process.ended) {
+            if let Some(status) = process.child.try_wait().expect("a child can be waited for") {
+                assert!(status.success(), "{} has ended with {status}", process.name);
+                process.ended = true;
+            }
+        }
+    }
+
     /// Asserts that no process has ended by itself.
     ///
     /// # Panics

@@ -1,6 +1,6 @@
 //! A member of a group with nothing but the generated stubs, which writes down everything that it sees and
 //! does. It works on records one by one and commits after them, confirms stops, goes on after a broken stream
-//! with what it owns, begins anew when it is shut out, and leaves on SIGTERM.
+//! with what it owns, begins anew when it is shut out, ends when another takes its place, and leaves on SIGTERM.
 //!
 //! Not here: pauses, seeks, prefetching on the side of the work.
 
@@ -24,7 +24,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming, transport::Endpoint};
-use tonic_types::StatusExt as _;
+use tonic_types::{ErrorInfo, StatusExt as _};
 
 use crate::{
     group::event::{Recorder, What},
@@ -78,7 +78,11 @@ struct Owned {
 enum End {
     Left,
     Broken(String),
-    Fenced(String),
+    Fenced {
+        why: String,
+        /// By another process under the same name: this one is not wanted any more.
+        replaced: bool,
+    },
 }
 
 struct Member {
@@ -95,7 +99,7 @@ struct Member {
     open: HashMap<u64, Vec<(u64, u32)>>,
 }
 
-/// Takes part until SIGTERM.
+/// Takes part until SIGTERM, or until another takes its place.
 ///
 /// # Errors
 /// If the server answers what it must not, or the history cannot be written.
@@ -113,12 +117,19 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     };
     loop {
         let ended = member.session().await?;
-        member.open.clear();
+        if !member.open.is_empty() {
+            // Nobody knows what became of these: to be committed again.
+            member.open.clear();
+            member.owned.values_mut().for_each(|owned| owned.committed = 0);
+        }
         match ended {
             End::Left => return Ok(()),
             End::Broken(why) => member.recorder.record(What::Broken { why })?,
-            End::Fenced(why) => {
+            End::Fenced { why, replaced } => {
                 member.recorder.record(What::Fenced { why })?;
+                if replaced {
+                    return Ok(());
+                }
                 member.epoch = 0;
                 member.owned.clear();
             }
@@ -133,13 +144,12 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 
 /// How a stream ended with this status.
 fn end_of(status: &Status) -> End {
-    let reason = status.get_details_error_info().map(|info| info.reason).unwrap_or_default();
-    let why = format!("{:?} {reason}: {}", status.code(), status.message());
-    if status.code() == Code::Aborted && reason == "MEMBER_FENCED" {
-        End::Fenced(why)
-    } else {
-        End::Broken(why)
+    let info = status.get_details_error_info().unwrap_or_else(|| ErrorInfo::new("", "", HashMap::new()));
+    let why = format!("{:?} {}: {}", status.code(), info.reason, status.message());
+    if status.code() != Code::Aborted || info.reason != "MEMBER_FENCED" {
+        return End::Broken(why);
     }
+    End::Fenced { why, replaced: info.metadata.get("why").is_some_and(|why| why == "replaced") }
 }
 
 /// Messages to the server; `Err` tells how the stream ended.

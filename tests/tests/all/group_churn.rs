@@ -3,18 +3,23 @@
 //!
 //! `RIMSTONE_CHURNS` sets the number of rounds, `RIMSTONE_SEED` runs one seed alone.
 
-use std::{fs, path::Path, time::Duration};
+use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 use rimstone_tests::{
+    calls::Calls,
     command::{Running, command, succeed},
-    group::{check::check, crowd::Crowd},
+    group::{
+        check::check,
+        crowd::{Crew, Crowd},
+    },
     input::{NUMBER_HEADER, made_up},
     server::{Server, Setup},
+    wait::until,
 };
 use tokio::time::{sleep, timeout};
 
-use crate::groups::{SESSION_TIMEOUT, caught_up, crew, lag};
+use crate::groups::{caught_up, crew, lag};
 
 /// Enough for CI; `just churn 50` runs more.
 const ROUNDS: u64 = 1;
@@ -25,6 +30,10 @@ const GROUP: &str = "churn";
 /// The last of them are static members.
 const NAMES: [&str; 6] = ["ada", "bo", "cy", "dee", "eve", "fay"];
 const STATIC: [&str; 2] = ["eve", "fay"];
+/// Comes last.
+const LAST: &str = "zoe";
+/// So short that some sessions end although nobody has died.
+const SESSION_TIMEOUT: Duration = Duration::from_millis(1_500);
 /// Everything settles so soon after the last fault, or the test fails (`faults.md`: 30 s).
 const SETTLES: Duration = Duration::from_secs(30);
 
@@ -40,6 +49,7 @@ struct Faults {
     leaves: u32,
     kills: u32,
     freezes: u32,
+    takeovers: u32,
     servers_killed: u32,
     servers_stopped: u32,
 }
@@ -64,7 +74,7 @@ impl Churn {
     }
 
     async fn step(&mut self) {
-        self.crowd.assert_running();
+        self.crowd.reap();
         let running = self.crowd.running();
         let absent: Vec<_> =
             NAMES.iter().map(|name| (*name).to_owned()).filter(|name| !running.contains(name)).collect();
@@ -94,9 +104,19 @@ impl Churn {
                     self.faults.freezes += 1;
                 }
             }
-            77..89 => {
+            77..85 => {
                 if let Some(member) = self.some_of(&frozen) {
                     self.crowd.thaw(&member);
+                }
+            }
+            // The one that hangs goes on later and finds another in its place.
+            85..90 => {
+                let named: Vec<_> =
+                    frozen.into_iter().filter(|name| NAMES.contains(&name.as_str())).collect();
+                if let Some(member) = self.some_of(&named) {
+                    self.crowd.disown(&member);
+                    self.join(&member);
+                    self.faults.takeovers += 1;
                 }
             }
             _ => self.restart().await,
@@ -114,6 +134,39 @@ impl Churn {
         }
         self.server = Some(server.start_again().await);
     }
+
+    /// Whatever the dice said: one comes while others have everything, and the server dies while they read.
+    async fn ends_well(&mut self) {
+        for member in self.crowd.frozen() {
+            self.crowd.thaw(&member);
+        }
+        self.crowd.reap();
+        if self.crowd.running().is_empty() {
+            self.join("bo");
+        }
+        // Fewer than partitions, so that there is something for the last.
+        for member in self.crowd.running().into_iter().skip(3) {
+            self.crowd.leave(&member).await;
+        }
+        self.until_owners(|owners| !owners.contains("")).await;
+        self.join(LAST);
+        self.until_owners(|owners| !owners.contains("") && owners.contains(LAST)).await;
+        let mut server = self.server.take().expect("there is a server between steps");
+        server.kill();
+        self.faults.servers_killed += 1;
+        self.server = Some(server.start_again().await);
+    }
+
+    /// Waits until the owners of the partitions, "" for none, are like this.
+    async fn until_owners(&self, are_so: impl Fn(&BTreeSet<String>) -> bool) {
+        let mut calls = Calls::connect(self.server.as_ref().expect("there is a server between steps")).await;
+        until("partitions have the owners that they are to have", async || {
+            let partitions = calls.lag_of(GROUP).await.ok()?;
+            let owners = partitions.into_iter().map(|partition| partition.member_id).collect();
+            are_so(&owners).then_some(())
+        })
+        .await;
+    }
 }
 
 async fn churn(home: &Path, seed: u64) {
@@ -128,11 +181,14 @@ async fn churn(home: &Path, seed: u64) {
     let key = ["--key-field", "1", "--line-number-header", NUMBER_HEADER];
     let mut producing = Running::start(command(produce.into_iter().chain(key)), home, "produce");
 
-    let crowd = Crowd::new(crew(&server, home, GROUP));
+    let crew = Crew { session_timeout: SESSION_TIMEOUT, ..crew(&server, home, GROUP) };
+    let crowd = Crowd::new(crew);
     let random = StdRng::seed_from_u64(seed);
     let mut churn = Churn { random, crowd, server: Some(server), faults: Faults::default() };
     churn.join("ada");
     churn.join("eve");
+    // A producer whose server is not there when it begins gives up at once.
+    until("something is read", async || (churn.crowd.done() > 0).then_some(())).await;
     for _ in 0..STEPS {
         churn.step().await;
         // How the steps are spread, no waiting for anything: up to somewhat more than a session time-out.
@@ -143,24 +199,13 @@ async fn churn(home: &Path, seed: u64) {
         };
         sleep(spread.mul_f64(churn.random.random())).await;
     }
-    // At least one of each kind, whatever the dice said.
-    if churn.faults.servers_killed == 0 {
-        churn.server.as_mut().unwrap().kill();
-        churn.faults.servers_killed += 1;
-        churn.server = Some(churn.server.take().unwrap().start_again().await);
-    }
+    churn.ends_well().await;
     let ran = producing.ended().await;
     assert!(ran.status.success(), "{ran:#?}");
-    for member in churn.crowd.frozen() {
-        churn.crowd.thaw(&member);
-    }
-    if churn.crowd.running().is_empty() {
-        churn.join("bo");
-    }
     let server = churn.server.take().unwrap();
     let settled = timeout(SETTLES, caught_up(&server, GROUP)).await;
     assert!(settled.is_ok(), "seed {seed}: {:?} behind after {SETTLES:?}", lag(&server, GROUP).await);
-    churn.crowd.assert_running();
+    churn.crowd.reap();
     for member in churn.crowd.running() {
         churn.crowd.leave(&member).await;
     }

@@ -149,6 +149,33 @@ fn the_same_epoch_again_is_fine_for_the_same_member() {
     assert_eq!(check(&facts).0, []);
 }
 
+/// `a` comes again in another process while the first hangs, and gets everything at once.
+fn taken_over() -> Facts {
+    let mut facts = good();
+    let again = vec![
+        (103, What::Join { epoch: 0 }),
+        (104, What::Joined { epoch: 3, resumed: false }),
+        (105, start(3, 0, None)),
+        (106, done(0, 0)),
+        (107, commit(1, 0, 1)),
+        (108, durable(1)),
+        (109, What::Stopped { partition: 0 }),
+    ];
+    facts.lives.push(life("a-2", "a", again));
+    *at(&mut facts, "b-1", 1500) = start(4, 0, Some(1));
+    facts
+}
+
+#[test]
+fn a_member_may_take_over_from_its_older_self_which_commits_no_more() {
+    let mut facts = taken_over();
+    without(&mut facts, "a-1", 110);
+    assert_eq!(check(&facts).0, []);
+    also(&mut facts, "a-1", 120, commit(4, 0, 2));
+    also(&mut facts, "a-1", 121, durable(4));
+    finds(&facts, |wrong| matches!(wrong, Anomaly::StaleCommit { partition: 0, offset: 2, .. }));
+}
+
 #[test]
 fn an_epoch_that_goes_back() {
     let mut facts = good();
