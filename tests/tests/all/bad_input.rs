@@ -119,9 +119,12 @@ async fn requests_that_make_no_sense_are_refused_by_name() {
         let request = v1::CreateTopicRequest { topic: name.to_owned(), ..Default::default() };
         assert_refused(soon(calls.admin.create_topic(request)).await, Code::InvalidArgument, "INVALID_NAME");
     }
-    for (setting, value) in
-        [("retention.ms", "soon"), ("segment.bytes", "1"), ("no.such", "1"), ("cleanup.policy", "compact")]
-    {
+    for (setting, value) in [
+        ("retention.ms", "soon"),
+        ("segment.bytes", "1"),
+        ("no.such", "1"),
+        ("cleanup.policy", "compact,compact"),
+    ] {
         let settings = [(setting.to_owned(), value.to_owned())].into();
         let request = v1::CreateTopicRequest { topic: "u".to_owned(), settings, ..Default::default() };
         assert_refused(
