@@ -60,6 +60,11 @@ impl Commits {
         self.wanted.contains_key(at) || flying.into_iter().any(|(other, _)| other == at)
     }
 
+    /// Whether an answer is waited for: what is wanted now goes out when it comes.
+    pub(crate) fn is_under_way(&self) -> bool {
+        self.in_flight.is_some()
+    }
+
     pub(crate) fn is_idle(&self) -> bool {
         self.wanted.is_empty() && self.in_flight.is_none()
     }

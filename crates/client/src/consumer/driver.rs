@@ -2,7 +2,7 @@
 //! the server and [`State`](super::state::State), and comes back after a break. What a message means is decided
 //! there.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, pin::pin, sync::Arc, time::Duration};
 
 use rimstone_proto::v1::{
     self, consume_request::Kind as RequestKind, consume_response::Kind as ResponseKind,
@@ -178,14 +178,9 @@ impl Driver {
     }
 
     async fn session(&mut self) -> Ended {
-        let mut link = match tokio::time::timeout(OPEN_TIMEOUT, self.open()).await {
-            Ok(Ok(link)) => link,
-            Ok(Err(error)) => return error.into(),
-            Err(_) => {
-                let endpoint = self.shared.connection.endpoint();
-                let message = format!("{endpoint} did not answer a join within {OPEN_TIMEOUT:?}");
-                return Ended::Broken(ClientError::new(Code::Unavailable, reason::UNREACHABLE, message));
-            }
+        let mut link = match self.open_in_time().await {
+            Ok(link) => link,
+            Err(error) => return error.into(),
         };
         let ended = loop {
             match self.turn(&mut link).await {
@@ -196,6 +191,26 @@ impl Driver {
         };
         self.shared.state.lock().disconnected();
         ended
+    }
+
+    async fn open_in_time(&mut self) -> Result<Link, ClientError> {
+        let shared = self.shared.clone();
+        let latest = Instant::now() + OPEN_TIMEOUT;
+        let mut opening = pin!(self.open());
+        loop {
+            let close = shared.state.lock().close;
+            let until = close.map_or(latest, |close| close.deadline.min(latest));
+            tokio::select! {
+                opened = &mut opening => return opened,
+                () = tokio::time::sleep_until(until) => {
+                    let endpoint = shared.connection.endpoint();
+                    let message = format!("{endpoint} did not answer a join in time");
+                    return Err(ClientError::new(Code::Unavailable, reason::UNREACHABLE, message));
+                }
+                // Perhaps a close.
+                () = shared.wake.notified() => {}
+            }
+        }
     }
 
     /// Opens a stream and joins, or carries the membership on.

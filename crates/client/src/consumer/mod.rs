@@ -448,8 +448,12 @@ impl Shared {
         }
         let next = record.record.offset.saturating_add(1);
         let number = state.want_commit(&at, Some(next), String::new(), false);
+        // A commit per record is not to wake the driver for each.
+        let look = !state.commits.is_under_way();
         drop(state);
-        self.wake.notify_one();
+        if look {
+            self.wake.notify_one();
+        }
         Committing::when(number.map(|number| (answered, number)).into_iter().collect())
     }
 

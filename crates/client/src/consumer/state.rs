@@ -139,13 +139,13 @@ impl State {
     /// The application asks for the next record: whatever was handed out before has been processed, unless it
     /// is held. Answers whether the driver should look.
     pub(crate) fn ask(&mut self, listens: bool) -> bool {
-        self.listens = listens;
+        let listened = std::mem::replace(&mut self.listens, listens);
         self.asked = true;
         let mut look = !self.wanted;
         self.wanted = true;
         look |= self.settle_last();
-        if !listens {
-            // Nobody is to be told: what waits for that waits no longer.
+        if listened && !listens {
+            // Nobody is to be told any more: what waits for that waits no longer.
             for owned in self.owned.values_mut().filter(|owned| owned.stop == Stop::Told) {
                 owned.stop = Stop::Released;
                 look = true;

@@ -711,6 +711,16 @@ async fn an_end_without_a_server_says_what_is_not_known() {
     drop(consumer.commit(&first));
     assert!(within(consumer.close()).await.unwrap_err().is_unreachable());
 
+    // One whose join is not answered is not waited for longer either.
+    let fake = filled(13, 1, 10).await;
+    fake.world.lock().session_faults.silent = true;
+    let mut consumer = builder(&fake, "a").close_within(close_within).build().unwrap();
+    let early = tokio::time::timeout(Duration::from_millis(50), consumer.next()).await;
+    assert!(early.is_err(), "{early:?}");
+    let closing = tokio::time::Instant::now();
+    within(consumer.close()).await.unwrap();
+    assert!(closing.elapsed() < Duration::from_secs(5), "{:?}", closing.elapsed());
+
     // One that has never asked for anything has nothing to say to anybody.
     within(builder(&fake, "a").build().unwrap().close()).await.unwrap();
 }
