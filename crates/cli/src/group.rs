@@ -234,7 +234,7 @@ fn print_details(details: &GroupDetails, offsets: &[CommittedOffset]) -> Outcome
     if !details.members.is_empty() {
         let rows: Vec<_> = details.members.iter().map(member_row).collect();
         table(
-            ["MEMBER", "INSTANCE", "CLIENT", "HOST", "EPOCH", "CONNECTED", "OWNS", "GIVES BACK", "WAITS FOR"],
+            ["MEMBER", "INSTANCE", "CLIENT", "HOST", "EPOCH", "CONNECTED", "OWNS", "GIVES-BACK", "WAITS-FOR"],
             &rows,
         )?;
         line("")?;
