@@ -34,6 +34,7 @@ pub use partitions::{OfTopic, Partitions};
 pub use query::{Description, GroupState, MemberDescription, MemberView, Summary};
 pub use record::{
     AssignmentValue, GroupRecord, GroupValue, MemberValue, OffsetValue, RecordError, TargetValue, TopicCount,
+    TopicsValue,
 };
 pub use state::{Decision, Groups, Topics};
 pub use told::{ToTell, Told};

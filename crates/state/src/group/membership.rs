@@ -276,9 +276,9 @@ impl Groups {
 impl Group {
     /// Whether the target was made from other topics than there are now, or records of it were lost.
     fn has_other_topics(&self, topics: &dyn Topics) -> bool {
-        let made_from = self.meta.as_ref().map(|meta| &meta.topics);
-        let present = resolve(self.live().map(|(_, _, value)| value), topics);
-        if made_from.map_or(!present.is_empty(), |made_from| *made_from != present) {
+        let subscriptions: BTreeSet<_> = self.live().map(|(_, _, value)| value.subscription()).collect();
+        let present = resolve(subscriptions.into_iter(), topics);
+        if self.topics != present {
             return true;
         }
         let partitions: u64 = present.values().map(|topic| u64::from(topic.partitions)).sum();

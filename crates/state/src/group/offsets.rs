@@ -236,6 +236,9 @@ impl Groups {
             .flat_map(|(topic, of)| of.keys().map(|&partition| (topic.clone(), partition, None)));
         let mut records = offset_records(name, offsets)?;
         records.extend(group.members.keys().flat_map(|id| GroupRecord::forget_member(name, id)));
+        if !group.topics.is_empty() {
+            records.push(GroupRecord::Topics { group: name.clone(), value: None });
+        }
         if group.meta.is_some() {
             records.push(GroupRecord::Group { group: name.clone(), value: None });
         }

@@ -9,7 +9,7 @@ use rimstone_types::{GroupEpoch, GroupName, MemberId, PartitionIndex, TopicName}
 use super::{
     assign::{Candidate, assign, elect},
     partitions::Partitions,
-    record::{AssignmentValue, GroupRecord, GroupValue, MemberValue, TargetValue, TopicCount},
+    record::{AssignmentValue, GroupRecord, GroupValue, MemberValue, TargetValue, TopicCount, TopicsValue},
     state::{Group, Member, Topics},
 };
 
@@ -83,27 +83,39 @@ impl<'a> Change<'a> {
     /// The change with a new target, made from the topics as they are.
     pub(super) fn to_epoch(&self, epoch: GroupEpoch, topics: &dyn Topics) -> Outcome {
         let slots = self.slots();
-        let values: Vec<_> = slots.iter().map(|slot| slot.value).collect();
-        let topics = resolve(values.iter().copied(), topics);
-        let subscriptions: Vec<_> = values.iter().map(|value| positions(value, &topics)).collect();
-        let candidates = slots.iter().zip(&subscriptions).map(|(slot, topics)| Candidate {
-            id: slot.id,
-            instance: slot.value.instance_id.as_ref(),
-            topics,
-            previous: slot.target,
+        let mut subscriptions: BTreeMap<_, usize> = BTreeMap::new();
+        let candidates = slots.iter().map(|slot| {
+            let next = subscriptions.len();
+            Candidate {
+                id: slot.id,
+                instance: slot.value.instance_id.as_ref(),
+                subscription: *subscriptions.entry(slot.value.subscription()).or_insert(next),
+                previous: slot.target,
+            }
         });
-        let assignor = elect(values.iter().filter_map(|value| value.assignor));
-        let targets = assign(assignor, &topics, &candidates.collect::<Vec<_>>());
-        let value = Some(GroupValue { epoch, assignor, topics });
-        let group = GroupRecord::Group { group: self.name.clone(), value };
-        self.carry_out(epoch, &slots, targets, Some(group))
+        let candidates: Vec<_> = candidates.collect();
+        let mut subscriptions: Vec<_> = subscriptions.into_iter().collect();
+        subscriptions.sort_by_key(|&(_, position)| position);
+        let topics = resolve(subscriptions.iter().map(|&(subscription, _)| subscription), topics);
+        let wanted: Vec<_> =
+            subscriptions.into_iter().map(|(subscription, _)| positions(subscription, &topics)).collect();
+        let assignor = elect(slots.iter().filter_map(|slot| slot.value.assignor));
+        let targets = assign(assignor, &topics, &wanted, &candidates);
+        let group = || self.name.clone();
+        let mut records =
+            vec![GroupRecord::Group { group: group(), value: Some(GroupValue { epoch, assignor }) }];
+        if topics != self.before.topics {
+            let value = (!topics.is_empty()).then_some(TopicsValue { topics });
+            records.push(GroupRecord::Topics { group: group(), value });
+        }
+        self.carry_out(epoch, &slots, targets, records)
     }
 
     /// The change without a new target: somebody takes over what the target gave to another.
     pub(super) fn within_epoch(&self) -> Outcome {
         let slots = self.slots();
         let targets = slots.iter().map(|slot| slot.target.clone()).collect();
-        self.carry_out(self.before.epoch(), &slots, targets, None)
+        self.carry_out(self.before.epoch(), &slots, targets, Vec::new())
     }
 
     /// The members after the change, in order of their ids.
@@ -141,22 +153,24 @@ impl<'a> Change<'a> {
         epoch: GroupEpoch,
         slots: &[Slot<'_>],
         targets: Vec<Partitions>,
-        group: Option<GroupRecord>,
+        mut records: Vec<GroupRecord>,
     ) -> Outcome {
-        let mut records: Vec<_> = group.into_iter().collect();
         records.extend(self.removed.iter().flat_map(|id| GroupRecord::forget_member(self.name, id)));
         let mut assignments = Vec::new();
         let mut epoch_of_put = epoch;
         for (slot, target) in slots.iter().zip(targets) {
             let (group, member) = (|| self.name.clone(), || slot.id.clone());
             let put = self.put.as_ref().filter(|put| put.id == slot.id);
+            let known = self.before.members.get(slot.id);
+            if put.is_none() && known.is_some_and(|known| known.has_just(&target)) {
+                continue;
+            }
             let next = self.next(slot, &target, epoch);
             if let Some(put) = put {
                 let value = Some(put.value.clone());
                 records.push(GroupRecord::Member { group: group(), member: member(), value });
                 epoch_of_put = next.epoch;
             }
-            let known = self.before.members.get(slot.id);
             if put.is_some() || !known.is_some_and(|known| known.has_the_same(&next)) {
                 let value = Some(next);
                 assignments.push(GroupRecord::Assignment { group: group(), member: member(), value });
@@ -187,6 +201,13 @@ impl<'a> Change<'a> {
 }
 
 impl Member {
+    /// Whether it owns just what the target gave it and gives it again.
+    fn has_just(&self, target: &Partitions) -> bool {
+        let owns =
+            self.assignment.as_ref().is_some_and(|held| held.stopping.is_empty() && held.owned == *target);
+        owns && self.target.partitions == *target
+    }
+
     /// Whether a member that holds this needs no record of it.
     fn has_the_same(&self, next: &AssignmentValue) -> bool {
         self.assignment
@@ -256,15 +277,24 @@ pub(super) fn release(
     Outcome { records: changed.into_iter().map(record).collect(), epoch }
 }
 
+/// What a member wants to read: topics, and those whose names begin with a prefix.
+type Subscription<'a> = (&'a BTreeSet<TopicName>, Option<&'a str>);
+
+impl MemberValue {
+    pub(super) fn subscription(&self) -> Subscription<'_> {
+        (&self.topics, self.topic_prefix.as_deref())
+    }
+}
+
 /// The topics that members are subscribed to, as far as they exist.
 pub(super) fn resolve<'a>(
-    members: impl Iterator<Item = &'a MemberValue>,
+    subscriptions: impl Iterator<Item = Subscription<'a>>,
     topics: &dyn Topics,
 ) -> BTreeMap<TopicName, TopicCount> {
     let (mut names, mut prefixes) = (BTreeSet::new(), BTreeSet::new());
-    for member in members {
-        names.extend(&member.topics);
-        prefixes.extend(member.topic_prefix.as_deref());
+    for (some, prefix) in subscriptions {
+        names.extend(some);
+        prefixes.extend(prefix);
     }
     let matched: Vec<_> = prefixes.into_iter().flat_map(|prefix| topics.with_prefix(prefix)).collect();
     let all: BTreeSet<_> =
@@ -276,11 +306,10 @@ pub(super) fn resolve<'a>(
     known.collect()
 }
 
-/// The positions of a member's topics among the group's.
-fn positions(member: &MemberValue, topics: &BTreeMap<TopicName, TopicCount>) -> Vec<usize> {
+/// The positions of a subscription's topics among the group's.
+fn positions((names, prefix): Subscription<'_>, topics: &BTreeMap<TopicName, TopicCount>) -> Vec<usize> {
     let wanted = |name: &TopicName| {
-        let prefix = member.topic_prefix.as_deref();
-        member.topics.contains(name)
+        names.contains(name)
             || (!name.is_internal() && prefix.is_some_and(|prefix| name.as_str().starts_with(prefix)))
     };
     topics.keys().enumerate().filter(|(_, name)| wanted(name)).map(|(at, _)| at).collect()

@@ -3,6 +3,7 @@
 //! | key | value |
 //! |---|---|
 //! | `group:<group>` | [`GroupValue`] |
+//! | `topics:<group>` | [`TopicsValue`] |
 //! | `member:<group>:<member>` | [`MemberValue`] |
 //! | `target:<group>:<member>` | [`TargetValue`] |
 //! | `assignment:<group>:<member>` | [`AssignmentValue`] |
@@ -30,12 +31,20 @@ const VERSION: u32 = 1;
 /// A record of a shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GroupRecord {
-    /// A group's epoch and what its target was made from. `None`: the group has been deleted.
+    /// A group's epoch. `None`: the group has been deleted.
     Group {
         /// The group.
         group: GroupName,
         /// `None` deletes.
         value: Option<GroupValue>,
+    },
+    /// What a group's targets were made from: apart, because it changes less often than the epoch. `None`: no
+    /// topics.
+    Topics {
+        /// The group.
+        group: GroupName,
+        /// `None` deletes.
+        value: Option<TopicsValue>,
     },
     /// Who a member is and what it wants to read. `None`: it is a member no more.
     Member {
@@ -93,7 +102,12 @@ pub struct GroupValue {
     pub epoch: GroupEpoch,
     /// What made the targets.
     pub assignor: Assignor,
-    /// The topics that members are subscribed to and that existed when the targets were made.
+}
+
+/// What the targets of a group were made from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TopicsValue {
+    /// The topics that members are subscribed to and that existed then.
     pub topics: BTreeMap<TopicName, TopicCount>,
 }
 
@@ -167,7 +181,9 @@ pub enum RecordError {
     #[error("a key that is not UTF-8")]
     NotText,
     /// An unknown kind, or the wrong number of parts.
-    #[error("the key {key:?} is none of group:G, member:G:M, target:G:M, assignment:G:M, offset:G:T:P")]
+    #[error(
+        "the key {key:?} is none of group:G, topics:G, member:G:M, target:G:M, assignment:G:M, offset:G:T:P"
+    )]
     Key {
         /// The key, shortened.
         key: String,
@@ -242,6 +258,7 @@ impl GroupRecord {
     pub fn group(&self) -> &GroupName {
         match self {
             Self::Group { group, .. }
+            | Self::Topics { group, .. }
             | Self::Member { group, .. }
             | Self::Target { group, .. }
             | Self::Assignment { group, .. }
@@ -253,6 +270,7 @@ impl GroupRecord {
     pub fn key(&self) -> String {
         match self {
             Self::Group { group, .. } => format!("group:{group}"),
+            Self::Topics { group, .. } => format!("topics:{group}"),
             Self::Member { group, member, .. } => format!("member:{group}:{member}"),
             Self::Target { group, member, .. } => format!("target:{group}:{member}"),
             Self::Assignment { group, member, .. } => format!("assignment:{group}:{member}"),
@@ -264,6 +282,7 @@ impl GroupRecord {
     pub fn encode(&self) -> (Vec<u8>, Option<Vec<u8>>) {
         let value = match self {
             Self::Group { value, .. } => value.as_ref().map(to_json),
+            Self::Topics { value, .. } => value.as_ref().map(to_json),
             Self::Member { value, .. } => value.as_ref().map(to_json),
             Self::Target { value, .. } => value.as_ref().map(to_json),
             Self::Assignment { value, .. } => value.as_ref().map(to_json),
@@ -284,6 +303,7 @@ impl GroupRecord {
         let two = || rest.split_once(':').ok_or_else(unknown);
         Ok(match kind {
             "group" => Self::Group { group: name(key, rest)?, value: from_json(key, value)? },
+            "topics" => Self::Topics { group: name(key, rest)?, value: from_json(key, value)? },
             "member" => {
                 let (group, member) = two()?;
                 let (group, member) = (name(key, group)?, name(key, member)?);

@@ -10,7 +10,7 @@ use rimstone_types::{GroupEpoch, GroupName, InstanceId, MemberId, PartitionIndex
 use super::{
     error::GroupError,
     partitions::Partitions,
-    record::{AssignmentValue, GroupRecord, GroupValue, MemberValue, OffsetValue, TargetValue},
+    record::{AssignmentValue, GroupRecord, GroupValue, MemberValue, OffsetValue, TargetValue, TopicCount},
 };
 
 /// What a decider answers: records, to be written as one batch and replayed, and what to say once they (and
@@ -43,6 +43,8 @@ pub struct Groups {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Group {
     pub(super) meta: Option<GroupValue>,
+    /// What the targets were made from.
+    pub(super) topics: BTreeMap<TopicName, TopicCount>,
     pub(super) members: BTreeMap<MemberId, Member>,
     pub(super) offsets: BTreeMap<TopicName, BTreeMap<PartitionIndex, OffsetValue>>,
     /// How many offsets.
@@ -136,7 +138,7 @@ impl Group {
     }
 
     fn is_nothing(&self) -> bool {
-        self.meta.is_none() && self.members.is_empty() && self.offsets.is_empty()
+        self.meta.is_none() && self.topics.is_empty() && self.members.is_empty() && self.offsets.is_empty()
     }
 
     fn set_member(&mut self, id: MemberId, value: Option<MemberValue>) {
@@ -210,6 +212,10 @@ impl Groups {
         let name = match record {
             GroupRecord::Group { group: name, value } => {
                 group.meta = value;
+                name
+            }
+            GroupRecord::Topics { group: name, value } => {
+                group.topics = value.map(|value| value.topics).unwrap_or_default();
                 name
             }
             GroupRecord::Member { group: name, member, value } => {

@@ -7,12 +7,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::Owners;
+use super::{Owners, Subscribers};
 
 /// An assignment in the making.
 struct Work<'a> {
-    /// Who is subscribed to a topic, in a fixed order.
-    subscribers: &'a [Vec<usize>],
+    subscribers: &'a Subscribers,
     previous: Owners,
     owners: Owners,
     /// Of each member: its partitions by topic.
@@ -24,7 +23,7 @@ struct Work<'a> {
 }
 
 /// The owners, given those of before (only such as are still subscribed).
-pub(super) fn assign(members: usize, subscribers: &[Vec<usize>], previous: Owners) -> Owners {
+pub(super) fn assign(members: usize, subscribers: &Subscribers, previous: Owners) -> Owners {
     let mut work = Work {
         subscribers,
         owners: previous.clone(),
@@ -67,13 +66,14 @@ impl Work<'_> {
     /// What nobody had goes to who has least; first the topics with the fewest subscribers.
     fn hand_out(&mut self) {
         let mut topics: Vec<_> = (0..self.owners.len()).collect();
-        topics.sort_by_key(|&topic| self.subscribers[topic].len());
+        topics.sort_by_key(|&topic| self.subscribers.of(topic).len());
         for topic in topics {
             for partition in 0..self.owners[topic].len() {
                 if self.owners[topic][partition].is_some() {
                     continue;
                 }
-                let least = self.subscribers[topic].iter().copied().min_by_key(|&member| self.load[member]);
+                let least =
+                    self.subscribers.of(topic).iter().copied().min_by_key(|&member| self.load[member]);
                 let Some(member) = least else { break };
                 self.owners[topic][partition] = Some(member);
                 self.held[member].entry(topic).or_default().insert(partition);
@@ -108,7 +108,8 @@ impl Work<'_> {
     /// once where the least loaded of all is reached.
     fn reach(&self, from: usize, only_as_far_as_needed: bool) -> BTreeMap<usize, Option<(usize, usize)>> {
         let mut reached = BTreeMap::from([(from, None)]);
-        let mut seen_topics = vec![false; self.owners.len()];
+        // Topics with the same subscribers reach the same members.
+        let mut seen = vec![false; self.subscribers.lists.len()];
         let mut queue = VecDeque::from([(from, 0_usize)]);
         let mut last = usize::MAX;
         let open = (0..self.load.len()).filter(|&member| !self.settled[member]);
@@ -118,10 +119,10 @@ impl Work<'_> {
                 break;
             }
             for &topic in self.held[by].keys() {
-                if std::mem::replace(&mut seen_topics[topic], true) {
+                if std::mem::replace(&mut seen[self.subscribers.of_topic[topic]], true) {
                     continue;
                 }
-                for &to in &self.subscribers[topic] {
+                for &to in self.subscribers.of(topic) {
                     if self.settled[to] || reached.contains_key(&to) {
                         continue;
                     }

@@ -33,6 +33,10 @@ impl Scene {
 
     fn assign(&self, assignor: Assignor, previous: &[Partitions]) -> Vec<Partitions> {
         let nothing = Partitions::default();
+        let mut subscriptions: Vec<Vec<usize>> =
+            self.members.iter().map(|(_, topics)| topics.clone()).collect();
+        subscriptions.sort();
+        subscriptions.dedup();
         let candidates: Vec<_> = self
             .members
             .iter()
@@ -40,11 +44,11 @@ impl Scene {
             .map(|(at, (id, topics))| Candidate {
                 id,
                 instance: None,
-                topics,
+                subscription: subscriptions.binary_search(topics).expect("one of them"),
                 previous: previous.get(at).unwrap_or(&nothing),
             })
             .collect();
-        assign(assignor, &self.topics, &candidates)
+        assign(assignor, &self.topics, &subscriptions, &candidates)
     }
 
     fn subscribed(&self, member: usize, name: &TopicName) -> bool {

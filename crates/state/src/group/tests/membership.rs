@@ -68,7 +68,7 @@ fn two_members() -> Case {
 fn the_first_member_gets_everything_at_once() {
     let mut case = Case::new(&[("t", 4)]);
     let (records, joined) = case.join(&join("a", &["t"]));
-    assert_eq!(records, ["group:g", "member:g:a", "target:g:a", "assignment:g:a"]);
+    assert_eq!(records, ["group:g", "topics:g", "member:g:a", "target:g:a", "assignment:g:a"]);
     assert_eq!(joined, Joined { epoch: GroupEpoch(1), resumed: false, replaced: None });
     case.is(&["epoch 1", "a @1 [t:0,1,2,3]"]);
 }
@@ -280,7 +280,7 @@ fn leaving_frees_at_once_and_only_once() {
     case.is(&["epoch 3", "b @3 [t:0,1,2,3]"]);
     assert_eq!(case.remove("a", Removal::SessionTimeout), (vec![], false));
     let (records, _) = case.remove("b", Removal::SessionTimeout);
-    assert_eq!(records, ["group:g", "member:g:b", "target:g:b", "assignment:g:b"]);
+    assert_eq!(records, ["group:g", "topics:g", "member:g:b", "target:g:b", "assignment:g:b"]);
     case.is(&["epoch 4"]);
     // The epochs go on.
     assert_eq!(case.join(&join("a", &["t"])).1.epoch, GroupEpoch(5));

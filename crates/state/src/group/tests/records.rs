@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::group::{
     AssignmentValue, Assignor, GroupRecord, GroupValue, MemberValue, OffsetValue, Partitions, TargetValue,
-    TopicCount,
+    TopicCount, TopicsValue,
 };
 
 fn examples() -> Vec<GroupRecord> {
@@ -18,9 +18,11 @@ fn examples() -> Vec<GroupRecord> {
     let values = [
         GroupRecord::Group {
             group: "g".parse().unwrap(),
-            value: Some(GroupValue {
-                epoch: GroupEpoch(4),
-                assignor: Assignor::RoundRobin,
+            value: Some(GroupValue { epoch: GroupEpoch(4), assignor: Assignor::RoundRobin }),
+        },
+        GroupRecord::Topics {
+            group: "g".parse().unwrap(),
+            value: Some(TopicsValue {
                 topics: BTreeMap::from([("t".parse().unwrap(), TopicCount { id, partitions: 8 })]),
             }),
         },
@@ -73,6 +75,7 @@ fn examples() -> Vec<GroupRecord> {
 fn without_value(mut record: GroupRecord) -> GroupRecord {
     match &mut record {
         GroupRecord::Group { value, .. } => *value = None,
+        GroupRecord::Topics { value, .. } => *value = None,
         GroupRecord::Member { value, .. } => *value = None,
         GroupRecord::Target { value, .. } => *value = None,
         GroupRecord::Assignment { value, .. } => *value = None,
@@ -104,9 +107,8 @@ fn the_form_is_fixed() {
     assert_eq!(
         lines,
         [
-            format!(
-                r#"group:g {{"v":1,"epoch":4,"assignor":"round_robin","topics":{{"t":{{"id":"{id}","partitions":8}}}}}}"#
-            ),
+            r#"group:g {"v":1,"epoch":4,"assignor":"round_robin"}"#.to_owned(),
+            format!(r#"topics:g {{"v":1,"topics":{{"t":{{"id":"{id}","partitions":8}}}}}}"#),
             r#"member:g:m-1 {"v":1,"instance_id":"i","client_id":"a \"client\"","host":"127.0.0.1","topics":["t"],"topic_prefix":null,"assignor":"sticky","session_timeout_ms":45000,"max_poll_interval_ms":300000,"joined_ms":17}"#.to_owned(),
             format!(r#"target:g:m-1 {{"v":1,"partitions":{{"t":{{"id":"{id}","partitions":[3]}}}}}}"#),
             format!(
