@@ -13,8 +13,8 @@ ln -sf "$program" "$work/bin/rimstone"
 ln -sf "$BUF" "$work/bin/buf"
 export PATH="$work/bin:$PATH" RIMSTONE_SERVER="$address" PYTHONPATH="$work" NO_COLOR=1
 
-# Blocks in their order: NN.sh, NN.py. Those that build or test are what CI does anyway. What is followed for ever ends
-# here with the third record.
+# Blocks in their order: NN.sh, NN.py. Those that build or test are what CI does anyway. What goes on for
+# ever ends here: with the third record, when nothing comes any more, or after a look.
 awk -v folder="$work/readme" -v address="$address" -v work="$work" '
     /^```(sh|python)$/ { name = sprintf("%s/%02d.%s", folder, ++count, $0 ~ /python/ ? "py" : "sh"); next }
     /^```/ { name = "" }
@@ -24,18 +24,22 @@ awk -v folder="$work/readme" -v address="$address" -v work="$work" '
         gsub(/127\.0\.0\.1:9190/, address)
         sub(/--data data/, "--data " work "/data")
         sub(/--follow/, "--follow -n 3")
+        if (/^rimstone consume .*--group/ && !/ --until/) $0 = $0 " --until-idle 3s"
+        if (/ --watch/) $0 = "timeout 3 " $0 " || test $? -eq 124"
         # A word on each that it works: how fast is for other machines and other days.
-        if (/^rimstone bench/) { sub(/ *#.*/, ""); sub(/--evict data/, "--evict " work "/data") }
+        if (/^rimstone bench/) { sub(/ *#.*/, ""); sub(/--evict data/, "--evict " work "/data"); sub(/-n 300000/, "-n 3000") }
         if (/^rimstone bench/ && !/ -n /) $0 = $0 " --for 2s"
         print > name
     }
 ' README.md
 
+# Seconds for a block: each takes a fraction of that unless the machine is busy with something else.
+PATIENCE=180
 ran=0
 for block in "$work"/readme/*; do
     case "$block" in
-        *.sh) run=(timeout 60 bash -euo pipefail "$block") ;;
-        *.py) run=(timeout 60 "$PYTHON" "$block") ;;
+        *.sh) run=(timeout "$PATIENCE" bash -euo pipefail "$block") ;;
+        *.py) run=(timeout "$PATIENCE" "$PYTHON" "$block") ;;
     esac
     if ! "${run[@]}" >"$work/said" 2>&1; then
         { echo "README.md, block ${block##*/} fails:"; cat "$block"; echo "--- it said ---"; cat "$work/said"; } >&2
