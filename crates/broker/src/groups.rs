@@ -15,7 +15,7 @@ pub(crate) use offsets::{Committing, GroupOffset, GroupOffsets, Importing, commi
 use crate::{
     broker::{Broker, Inner},
     coordinator::{SHARDS, shard_of},
-    error::{GroupRequestError, LimitReached, OffsetCommitError},
+    error::{GroupRequestError, InvalidRequest, LimitReached, OffsetCommitError},
     reserve::Reservation,
 };
 
@@ -261,6 +261,11 @@ impl Inner {
         let found = self.group_offsets(source).await?;
         let found = found.ok_or_else(|| GroupError::NotFound { group: source.clone() })?;
         let copied: Vec<_> = found.offsets.into_iter().filter(|offset| wanted(&offset.topic)).collect();
+        if copied.is_empty() {
+            let of = if topics.is_empty() { "" } else { " of these topics" };
+            let why = format!("group {source} has committed no offsets{of}: there is nothing to clone");
+            return Err(InvalidRequest::new(why).into());
+        }
         let import = |offset: &GroupOffset| ImportOffset {
             topic: offset.topic.clone(),
             partition: offset.partition,

@@ -319,6 +319,10 @@ async fn groups_are_listed_described_cloned_and_deleted() {
     assert_eq!(fixture.offset("c", "u", 0).await, None);
     let exists = fixture.broker.clone_group(&group("a-1"), &group("c"), &[]).await.unwrap_err();
     assert_eq!(exists.reason(), Reason::GroupExists);
+    // Nothing to clone is said, not answered with a group that is not there.
+    let nothing = fixture.broker.clone_group(&group("b-1"), &group("d"), &[name("u")]).await.unwrap_err();
+    assert_eq!(nothing.reason(), Reason::InvalidRequest);
+    assert!(nothing.to_string().contains("nothing to clone"), "{nothing}");
 
     fixture.broker.delete_group(&group("c")).await.unwrap();
     assert_eq!(fixture.offset("c", "t", 1).await, None);

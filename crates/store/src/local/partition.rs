@@ -8,7 +8,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -38,6 +38,9 @@ pub(crate) struct LocalPartition {
     pub(super) reader: LogReader,
     /// The topic's readers see what is written.
     sees_written: AtomicBool,
+    /// What readers saw when the topic's owner took `written` back: they go on seeing it, for an end never goes
+    /// back. The sync that follows makes it durable.
+    seen_end: AtomicU64,
     pub(super) state: Mutex<State>,
     waiters: Waiters,
     /// One trim, maintenance pass or slice of a compaction at a time.
@@ -100,6 +103,7 @@ impl LocalPartition {
             shared,
             reader: log.reader(),
             sees_written: AtomicBool::new(config.ack == AckLevel::Written),
+            seen_end: AtomicU64::new(0),
             state: Mutex::new(State {
                 log,
                 tickets: VecDeque::new(),

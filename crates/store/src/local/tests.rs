@@ -202,7 +202,26 @@ async fn a_failed_sync_poisons_what_is_undurable_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn below_the_reserve_topics_are_refused_and_the_catalog_is_not() {
+async fn what_readers_have_seen_they_go_on_seeing_when_written_is_taken_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let storage = LocalStorage::open(options(directory.path(), SyncPreference::Auto)).unwrap();
+    let written = PartitionConfig { ack: crate::AckLevel::Written, ..PartitionConfig::default() };
+    let partition = storage.open(id(1), written, OpenMode::CreateNew).await.unwrap();
+    let gate = storage.shared.gate.lock();
+    partition.submit(append("seen")).unwrap().await.unwrap();
+    assert_eq!(partition.ends().durable.get(), 1);
+    partition.configure(PartitionConfig::default());
+    let ticket = partition.submit(append("not seen yet")).unwrap();
+    assert_eq!(partition.ends().durable.get(), 1, "an end never goes back");
+    assert_eq!(read_values(&partition).await.len(), 1);
+    drop(gate);
+    ticket.await.unwrap();
+    assert_eq!(partition.ends().durable.get(), 2);
+    storage.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn below_the_reserve_topics_are_refused_and_those_of_the_server_are_not() {
     let directory = tempfile::tempdir().unwrap();
     let mut options = options(directory.path(), SyncPreference::Auto);
     options.disk_reserve = ByteCount(u64::MAX);
@@ -212,6 +231,9 @@ async fn below_the_reserve_topics_are_refused_and_the_catalog_is_not() {
     let catalog = storage.open(catalog, PartitionConfig::default(), OpenMode::CreateNew).await.unwrap();
     assert!(matches!(topic.submit(append("x")), Err(Backpressure::DiskReserve { .. })));
     catalog.submit(append("x")).unwrap().await.unwrap();
+    let offsets = PartitionId { topic: TopicId::CONSUMER_OFFSETS, partition: PartitionIndex(0) };
+    let offsets = storage.open(offsets, PartitionConfig::default(), OpenMode::CreateNew).await.unwrap();
+    offsets.submit(append("x")).unwrap().await.unwrap();
     assert!(matches!(storage.health(), Health::DiskReserveReached { .. }));
 }
 

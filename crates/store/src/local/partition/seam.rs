@@ -131,8 +131,9 @@ fn refusal(error: StageError) -> AppendError {
 
 impl PartitionStore for Arc<LocalPartition> {
     fn submit(&self, append: Append) -> Result<AppendTicket, Backpressure> {
-        // The catalog lives out of the reserve, so that topics can be deleted when the disk is full.
-        if self.id.topic != TopicId::CATALOG {
+        // The server's own topics live out of the reserve, so that topics can be deleted and offsets committed when
+        // the disk is full.
+        if ![TopicId::CATALOG, TopicId::CONSUMER_OFFSETS].contains(&self.id.topic) {
             let bytes = ByteCount(append.batch.bytes().len() as u64);
             let taken = self.shared.guard.take(bytes);
             taken.map_err(|(free, reserve)| Backpressure::DiskReserve { free, reserve })?;
@@ -194,7 +195,13 @@ impl PartitionStore for Arc<LocalPartition> {
         if self.sees_written.load(Ordering::Acquire) {
             return LogEnds { stable: ends.written, durable: ends.written, ..ends };
         }
-        ends
+        match Offset::new(self.seen_end.load(Ordering::Acquire)) {
+            Ok(seen) if seen > ends.durable => {
+                let seen = seen.min(ends.written);
+                LogEnds { stable: seen, durable: seen, ..ends }
+            }
+            _ => ends,
+        }
     }
 
     fn generation(&self) -> u64 {
@@ -365,8 +372,15 @@ impl PartitionStore for Arc<LocalPartition> {
     }
 
     fn configure(&self, config: PartitionConfig) {
-        self.sees_written.store(config.ack == AckLevel::Written, Ordering::Release);
-        self.state.lock().log.configure(self.shared.log_config(&config));
+        let mut state = self.state.lock();
+        let sees_written = config.ack == AckLevel::Written;
+        if !sees_written && self.sees_written.load(Ordering::Acquire) {
+            let seen = state.log.written_position().offset.get();
+            self.seen_end.store(seen, Ordering::Release);
+        }
+        self.sees_written.store(sees_written, Ordering::Release);
+        state.log.configure(self.shared.log_config(&config));
+        drop(state);
         self.compaction.configure(&config);
     }
 
