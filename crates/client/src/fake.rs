@@ -89,6 +89,8 @@ pub(crate) struct World {
     pub(crate) cut_reads: u32,
     pub(crate) groups: BTreeMap<String, Group>,
     pub(crate) session_faults: SessionFaults,
+    /// How many joins were held back (`SessionFaults::hold_joins`).
+    pub(crate) joins_held: u32,
     names: HashMap<String, (u64, u32)>,
     next_id: u64,
     rng: StdRng,
@@ -217,6 +219,7 @@ impl Fake {
             cut_reads: 0,
             groups: BTreeMap::new(),
             session_faults: SessionFaults::default(),
+            joins_held: 0,
             names: HashMap::new(),
             next_id: 100,
             rng: StdRng::seed_from_u64(seed),

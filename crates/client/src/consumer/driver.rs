@@ -219,7 +219,7 @@ impl Driver {
             let mut state = self.shared.state.lock();
             let mut join = self.shared.config.join();
             join.member_epoch = state.epoch;
-            join.owned = state.positions();
+            join.owned = state.carry_on();
             join.credit = Some(state.credit.begin());
             (join, state.epoch)
         };
@@ -243,7 +243,6 @@ impl Driver {
                 let message = "the group has forgotten this member; it has joined anew";
                 state.lost(&ClientError::new(Code::Aborted, reason::MEMBER_FENCED, message));
             }
-            state.resumed();
             state.epoch = joined.member_epoch;
             state.lease_until = Some(sent + session_timeout);
         }

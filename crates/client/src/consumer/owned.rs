@@ -53,6 +53,9 @@ pub(crate) struct Owned {
     pub(crate) paused: bool,
     pub(crate) told_paused: bool,
     pub(crate) stop: Stop,
+    /// The stop came on this stream. Each stream asks for itself: an answer to another one's question could be
+    /// taken for that of a later stop.
+    pub(crate) stop_came: bool,
     pub(crate) generation: u64,
 }
 
@@ -80,6 +83,7 @@ impl Owned {
             paused: false,
             told_paused: false,
             stop: Stop::No,
+            stop_came: false,
             generation,
         }
     }
@@ -113,11 +117,18 @@ impl Owned {
         self.seek_due = true;
     }
 
-    /// A new stream knows of no seek and no pause; where to go on it is told when joining.
-    pub(crate) fn reconnected(&mut self) {
+    /// A new stream knows of no seek and no pause, and has not asked for a stop; where to go on it is told when
+    /// joining.
+    pub(crate) fn on_new_stream(&mut self) {
         self.seek_id = 0;
         self.seek_due = false;
         self.told_paused = false;
+        self.stop_came = false;
+    }
+
+    /// Whether this stream was told, or is to be told, where to go on.
+    pub(crate) fn is_sought(&self) -> bool {
+        self.seek_due || self.seek_id > 0
     }
 
     /// Whether everything that was there when the partition was assigned has been handed out; answers so once.

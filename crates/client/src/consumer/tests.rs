@@ -79,7 +79,7 @@ fn automatic() -> CommitMode {
 }
 
 fn faults(cut: u32, lose_commit: u32, refuse_commit: u32) -> SessionFaults {
-    SessionFaults { cut, lose_commit, refuse_commit, silent: false }
+    SessionFaults { cut, lose_commit, refuse_commit, ..SessionFaults::default() }
 }
 
 fn place(partition: u32) -> Place {
@@ -355,6 +355,34 @@ async fn a_told_stop_waits_for_the_application_to_let_go() {
 }
 
 #[tokio::test]
+async fn a_stop_is_answered_on_the_stream_that_it_came_on() {
+    let fake = filled(16, 2, 20).await;
+    let mut first = builder(&fake, "a").build().unwrap();
+    let Event::Assigned(_) = event(&mut first).await else { panic!("nothing assigned") };
+    let mut second = builder(&fake, "b").build().unwrap();
+    let asking = tokio::spawn(async move { (second.next().await.unwrap().offset.get(), second) });
+    let stopping = loop {
+        if let Event::Stopping(stopping) = event(&mut first).await {
+            break stopping;
+        }
+    };
+    let gone = stopping.partitions()[0].partition.0;
+    fake.world.lock().session_faults.hold_stops = true;
+    while_joining(&fake, async || stopping.confirm()).await;
+    // The second is sent after all that the new stream had to say when the first was answered.
+    for to in 1..=2 {
+        let kept = OffsetCommit { at: at(1 - gone), offset: Some(offset(to)), metadata: String::new() };
+        within(first.commit_offsets(&[kept])).await.unwrap();
+    }
+    assert!(!has_stopped(&fake, gone), "the new stream has not asked for it");
+    fake.world.lock().session_faults.hold_stops = false;
+    until("the stop is confirmed", || has_stopped(&fake, gone)).await;
+    assert_eq!(within(asking).await.unwrap().0, 0, "nothing of it was committed");
+    let answers = said(&fake).into_iter().filter(|said| matches!(said, Said::Stopped { .. })).count();
+    assert_eq!(answers, 1);
+}
+
+#[tokio::test]
 async fn automatic_commits_stay_behind_what_may_be_in_work() {
     let fake = filled(3, 1, 10).await;
     let mut consumer = builder(&fake, "a").commit(automatic()).build().unwrap();
@@ -609,6 +637,60 @@ async fn after_a_seek_nothing_of_the_old_place_comes() {
         assert_eq!(record(&mut consumer).await.offset.get(), 0);
         fake.kill().await;
     }
+}
+
+/// Breaks the connection, and answers no join until `meanwhile` has happened while one was under way.
+async fn while_joining(fake: &Fake, meanwhile: impl AsyncFnOnce()) {
+    fake.kill().await;
+    fake.world.lock().session_faults.hold_joins = true;
+    fake.revive();
+    until("a join is held", || fake.world.lock().joins_held > 0).await;
+    meanwhile().await;
+    fake.world.lock().session_faults.hold_joins = false;
+}
+
+#[tokio::test]
+async fn what_is_asked_while_a_join_is_under_way_counts() {
+    let fake = filled(14, 2, 500).await;
+    let mut consumer = builder(&fake, "a").build().unwrap();
+    let mut next = [0; 2];
+    while next.contains(&0) {
+        let record = record(&mut consumer).await;
+        next[record.partition.0 as usize] += 1;
+    }
+    // All of it is here, and thrown away: the join says that it goes on behind.
+    consumer.pause(&[at(0)]).unwrap();
+    while_joining(&fake, async || {
+        consumer.resume(&[at(0)]).unwrap();
+        within(consumer.seek(&at(1), SeekTo::Offset(offset(3)))).await.unwrap();
+    })
+    .await;
+    next[1] = 3;
+    while next != [500, 500] {
+        let record = record(&mut consumer).await;
+        let next = &mut next[record.partition.0 as usize];
+        assert_eq!(record.offset.get(), *next, "{:?}", record.partition);
+        *next += 1;
+    }
+}
+
+#[tokio::test]
+async fn a_seek_while_a_join_is_under_way_outweighs_where_the_server_would_begin() {
+    let fake = filled(15, 1, 50).await;
+    let mut consumer = builder(&fake, "a").start(StartPolicy::Error).build().unwrap();
+    assert!(within(consumer.next()).await.unwrap_err().is(reason::START_POSITION_NEEDED));
+    while_joining(&fake, async || {
+        within(consumer.seek(&at(0), SeekTo::Offset(offset(7)))).await.unwrap();
+    })
+    .await;
+    let next = async {
+        loop {
+            if let Ok(record) = consumer.next().await {
+                return record.offset.get();
+            }
+        }
+    };
+    assert_eq!(within(next).await, 7);
 }
 
 #[tokio::test]

@@ -64,6 +64,10 @@ pub(crate) struct SessionFaults {
     pub(crate) refuse_commit: u32,
     /// Nothing is read and nothing is said, for as long as this is set.
     pub(crate) silent: bool,
+    /// No join is looked at, for as long as this is set.
+    pub(crate) hold_joins: bool,
+    /// Nobody is told to stop anything, for as long as this is set.
+    pub(crate) hold_stops: bool,
 }
 
 impl Group {
@@ -203,6 +207,12 @@ impl Session {
         };
         while fake.world.lock().session_faults.silent {
             tokio::time::sleep(TICK).await;
+        }
+        if fake.world.lock().session_faults.hold_joins {
+            fake.world.lock().joins_held += 1;
+            while fake.world.lock().session_faults.hold_joins {
+                tokio::time::sleep(TICK).await;
+            }
         }
         let (session, joined) = Self::join(fake, join, answers)?;
         tokio::spawn(async move {
@@ -430,7 +440,8 @@ impl Session {
             stopped.partitions.into_iter().map(|place| (place.topic, place.partition)).collect();
         let member = group.members.get_mut(&self.member).unwrap();
         for place in &places {
-            if !member.stopping.remove(place) {
+            let asked_here = self.cursors.get(place).is_some_and(|cursor| cursor.stopping);
+            if !asked_here || !member.stopping.remove(place) {
                 return Err(Status::failed_precondition("that was not asked to stop"));
             }
             self.cursors.remove(place);
@@ -444,13 +455,15 @@ impl Session {
     async fn push_changes(&mut self) -> Result<(), Status> {
         let (epoch, stops, starts) = {
             let mut world = self.fake.world.lock();
+            let hold_stops = world.session_faults.hold_stops;
             let group = world.group(&self.group);
             let present = group.members.get(&self.member).filter(|present| present.stream == self.stream);
             let Some(member) = present else {
                 return Err(fenced(group.gone.get(&self.member).copied().unwrap_or("replaced")));
             };
             let told = |place: &&Place| self.cursors.get(*place).is_some_and(|cursor| cursor.stopping);
-            let stops: Vec<Place> = member.stopping.iter().filter(|place| !told(place)).cloned().collect();
+            let untold = member.stopping.iter().filter(|place| !hold_stops && !told(place));
+            let stops: Vec<Place> = untold.cloned().collect();
             let starts: Vec<(Place, Option<u64>)> = member
                 .owned
                 .iter()

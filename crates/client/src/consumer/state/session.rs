@@ -32,20 +32,15 @@ impl State {
         }
     }
 
-    /// What the join of a reconnect says is owned.
-    pub(crate) fn positions(&self) -> Vec<v1::ConsumePosition> {
-        let owned = self.owned.iter().filter_map(|(at, owned)| {
+    /// A new stream is to carry the membership on: what its join says is owned. What the application asks for
+    /// from here on, the join under way or not, is said on that stream.
+    pub(crate) fn carry_on(&mut self) -> Vec<v1::ConsumePosition> {
+        let owned = self.owned.iter_mut().filter_map(|(at, owned)| {
+            owned.on_new_stream();
             let offset = owned.fetched?.get();
             Some(v1::ConsumePosition { topic: at.topic.to_string(), partition: at.partition.0, offset })
         });
         owned.collect()
-    }
-
-    /// A new stream carries the membership on.
-    pub(crate) fn resumed(&mut self) {
-        for owned in self.owned.values_mut() {
-            owned.reconnected();
-        }
     }
 
     /// The stream has broken.
@@ -139,6 +134,10 @@ impl State {
     fn started_again(&mut self, at: &TopicPartition, begin: Option<Offset>, ends: LogEnds) {
         let Some(owned) = self.owned.get_mut(at) else { return };
         owned.end = ends.stable;
+        if owned.is_sought() {
+            // Asked for since the join; the server goes on there.
+            return;
+        }
         let follows = begin.is_some() && begin >= owned.fetched;
         owned.fetched = begin;
         owned.next = if begin.is_some() { owned.next.or(begin) } else { None };
@@ -156,11 +155,12 @@ impl State {
             match self.owned.get_mut(&at) {
                 None => self.unknown_stops.push(at),
                 Some(owned) if owned.stop == Stop::No => {
+                    owned.stop_came = true;
                     owned.stop = if self.listens { Stop::Told } else { Stop::Released };
                     self.purge(&at);
                     stopping.push(at);
                 }
-                Some(_) => {}
+                Some(owned) => owned.stop_came = true,
             }
         }
         if self.listens && !stopping.is_empty() {
@@ -333,7 +333,8 @@ impl State {
         let mut stopped = std::mem::take(&mut self.unknown_stops);
         let commits = &self.commits;
         self.owned.retain(|at, owned| {
-            let gone = owned.stop == Stop::Released && owned.hand.is_empty() && !commits.has(at);
+            let may_go = owned.stop == Stop::Released && owned.stop_came;
+            let gone = may_go && owned.hand.is_empty() && !commits.has(at);
             if gone {
                 stopped.push(at.clone());
             }
