@@ -42,6 +42,7 @@ partitions count="1000":
 golden version:
     test ! -e tests/golden/{{ version }}
     cargo run --locked --package rimstone-log --example golden -- tests/golden/{{ version }}
+    cargo run --locked --package rimstone-log --example golden -- tests/golden/{{ version }}-compacted compacted
 
 # Kills the server five times during a produce, and shows how far it was.
 kills:

@@ -17,7 +17,7 @@ use crate::broker::{Broker, Inner};
 /// Log that is gone over before anything else gets its turn: a slice holds up a trim of the same partition.
 const SLICE: ByteCount = ByteCount::mib(4);
 /// After a slice the loop rests for as long as it took, in tenths: so that it takes a bounded share of a processor
-/// and of the disk (ADR 0007).
+/// and of the disk (ADR 0010).
 const REST_TENTHS: u32 = 10;
 
 /// What one tick of compaction did.

@@ -1,5 +1,6 @@
 //! Writes the golden directories of the format version that this build writes:
-//! `cargo run -p rimstone-log --example golden -- tests/golden/v1`
+//! `cargo run -p rimstone-log --example golden -- tests/golden/v1`, and with `compacted` behind it those that
+//! compaction has gone over: `-- tests/golden/v1-compacted compacted`.
 //!
 //! Run once for each released format version, never again for an old one: tests only read them, and
 //! `HASHES` keeps them as they are.
@@ -19,8 +20,11 @@ use std::{
 
 use bytes::Bytes;
 use rimstone_log::{
-    DataDirectory, Log, LogConfig, LogPosition, SaltSource, WITNESS_FILE, Witness, producers,
-    producers::Claim, write_log_start,
+    DataDirectory, Log, LogConfig, LogPosition, SaltSource, WITNESS_FILE, Witness,
+    compaction::{CompactionSettings, CompactionStep},
+    inspect, producers,
+    producers::Claim,
+    write_log_start,
 };
 use rimstone_record::{BatchBuilder, Compression, Header, Limits, NewRecord, ProducerStamp};
 use rimstone_types::{
@@ -50,6 +54,8 @@ struct Writer {
     log: Log,
     path: PathBuf,
     expected: String,
+    /// Offset, key and value of all records.
+    records: Vec<(u64, String, Option<String>)>,
     serial: i64,
 }
 
@@ -85,6 +91,7 @@ impl Writer {
             })?;
             let offset = self.log.staged_end().get() + number as u64;
             writeln!(self.expected, "{offset} {}", value.as_deref().unwrap_or("null"))?;
+            self.records.push((offset, format!("key {}", serial % 4), value));
         }
         let batch = builder.build();
         let hash =
@@ -99,6 +106,64 @@ impl Writer {
             plan.execute()?;
             let written = self.log.plan_succeeded(plan).execute();
             self.log.snapshots_written(&written);
+        }
+        Ok(())
+    }
+
+    /// A pass over all sealed segments, within so much memory for keys. Stops after so many groups; the files that
+    /// the last one replaced stay then, as a kill would leave them.
+    fn compact(&mut self, map_bytes: usize, groups: usize) -> Result<(), Box<dyn Error>> {
+        let settings = CompactionSettings {
+            dirty_ratio: 0.0,
+            min_lag: Duration::ZERO,
+            max_lag: None,
+            delete_retention: Duration::from_secs(24 * 3600),
+            map_bytes,
+        };
+        // Neighbours become one.
+        self.log.configure(LogConfig { segment_bytes: 3000, ..self.log.config().clone() });
+        self.log.stage_snapshot(true);
+        let until = self.sync()?.segment;
+        let now = Timestamp(BEGAN + 3_600_000);
+        let found = Log::compactable(&self.log.reader(), until, &settings, now)?;
+        let mut pass = self.log.begin_compaction(found, &settings, now);
+        let mut done = 0;
+        loop {
+            match pass.advance(1 << 20)? {
+                CompactionStep::More => {}
+                CompactionStep::Done => break,
+                CompactionStep::Replace(replacement) => {
+                    let snapshot = self.log.may_replace(&replacement)?;
+                    let replaced = replacement.install(snapshot)?;
+                    self.log.replaced(&replaced);
+                    done += 1;
+                    if done == groups {
+                        break;
+                    }
+                    replaced.clean_up();
+                }
+            }
+        }
+        // What is expected follows from the rule, and from how far the pass came, which is in the headers. What it
+        // learned reaches further where it stopped in between.
+        let mut cleaned = 0;
+        for base in inspect::segments(&self.path)? {
+            let header = inspect::SegmentView::open(&self.path, base)?.header;
+            if header.range_end.is_some() {
+                cleaned = cleaned.max(header.cleaned_end().get());
+            }
+        }
+        let learned = if map_bytes == 1 { cleaned } else { until.get() };
+        let records = &self.records;
+        let is_last = |(offset, key, _): &(u64, String, Option<String>)| {
+            let later = |(other, same, _): &(u64, String, Option<String>)| {
+                same == key && other > offset && *other < learned
+            };
+            *offset >= cleaned || !records.iter().any(later)
+        };
+        self.expected.clear();
+        for (offset, _, value) in records.iter().filter(|record| is_last(record)) {
+            writeln!(self.expected, "{offset} {}", value.as_deref().unwrap_or("null"))?;
         }
         Ok(())
     }
@@ -126,7 +191,8 @@ fn directory(
     let (mut witness, _) = Witness::open(&data.path().join(WITNESS_FILE))?;
     let partition_path = data.create_partition(partition())?;
     let log = Log::create(&partition_path, partition(), config(), Timestamp(BEGAN))?;
-    let mut writer = Writer { log, path: partition_path, expected: String::new(), serial: 0 };
+    let mut writer =
+        Writer { log, path: partition_path, expected: String::new(), records: Vec::new(), serial: 0 };
     for _ in 0..20 {
         writer.batch()?;
         let end = writer.sync()?;
@@ -150,12 +216,37 @@ fn newest_segment(directory: &Path) -> Result<PathBuf, Box<dyn Error>> {
 fn main() -> Result<(), Box<dyn Error>> {
     let root = PathBuf::from(std::env::args().nth(1).ok_or("which directory?")?);
     fs::create_dir_all(&root)?;
-    directory(&root, "clean", |writer, _, data| {
+    if std::env::args().nth(2).is_some_and(|word| word == "compacted") {
+        compacted(&root)?;
+    } else {
+        plain(&root)?;
+    }
+    let mut hashes = String::new();
+    hash_files(&root, &root, &mut hashes)?;
+    fs::write(root.join("HASHES"), hashes)?;
+    Ok(())
+}
+
+/// After a whole pass and a clean stop; after a kill between a rename and the removal of what it replaced; and after
+/// a pass whose memory was full.
+fn compacted(root: &Path) -> Result<(), Box<dyn Error>> {
+    directory(root, "clean", |writer, _, data| {
+        writer.compact(1 << 20, usize::MAX)?;
         writer.log.write_caches()?;
         data.mark_clean()?;
         Ok(())
     })?;
-    directory(&root, "trimmed", |writer, _, data| {
+    directory(root, "superseded", |writer, _, _| writer.compact(1 << 20, 1))?;
+    directory(root, "partial", |writer, _, _| writer.compact(1, usize::MAX))
+}
+
+fn plain(root: &Path) -> Result<(), Box<dyn Error>> {
+    directory(root, "clean", |writer, _, data| {
+        writer.log.write_caches()?;
+        data.mark_clean()?;
+        Ok(())
+    })?;
+    directory(root, "trimmed", |writer, _, data| {
         writer.log.stage_snapshot(true);
         writer.sync()?;
         let start = writer.log.clamp_start(Offset::new(17)?);
@@ -169,7 +260,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         Ok(())
     })?;
     // Killed: a batch above the attested end is whole and kept, the one behind it is torn.
-    directory(&root, "torn", |writer, _, _| {
+    directory(root, "torn", |writer, _, _| {
         writer.batch()?;
         writer.write()?;
         let kept = writer.expected.clone();
@@ -182,7 +273,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         Ok(())
     })?;
     // A flipped bit in the body of acknowledged data: its batch, and nothing else, is lost.
-    directory(&root, "rotten", |writer, _, _| {
+    directory(root, "rotten", |writer, _, _| {
         let segment = writer.path.join(format!("{:020}.log", 0));
         let mut content = fs::read(&segment)?;
         content[72 + 60 + 61 + 12] ^= 0x10;
@@ -190,9 +281,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         writer.expected = writer.expected.lines().skip(2).map(|line| format!("{line}\n")).collect();
         Ok(())
     })?;
-    let mut hashes = String::new();
-    hash_files(&root, &root, &mut hashes)?;
-    fs::write(root.join("HASHES"), hashes)?;
     Ok(())
 }
 

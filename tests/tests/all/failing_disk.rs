@@ -30,10 +30,20 @@ impl Fault {
     /// `what` as strace's `inject` has it, for example `syncfs:error=EIO`. In force soon after
     /// this returns: strace holds a thread before it looks at its calls.
     pub(crate) async fn begin(server: &Server, what: &str) -> Self {
+        Self::begin_with(server, what, &[]).await
+    }
+
+    /// The same for calls on one file only.
+    pub(crate) async fn begin_on(server: &Server, what: &str, file: &Path) -> Self {
+        Self::begin_with(server, what, &["-P".as_ref(), file.as_os_str()]).await
+    }
+
+    async fn begin_with(server: &Server, what: &str, more: &[&std::ffi::OsStr]) -> Self {
         let call = what.split(':').next().unwrap();
         let child = Command::new("strace")
             .args(["-f", "-qq", "-o", "/dev/null", "-p", &server.pid().to_string()])
             .args(["-e", &format!("trace={call}"), "-e", &format!("inject={what}")])
+            .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

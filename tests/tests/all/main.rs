@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod bench;
+mod compaction;
 mod consumer;
 mod failing_disk;
 mod format;

@@ -36,9 +36,12 @@ pub enum CompactionError {
         /// What was found.
         reason: String,
     },
-    /// The log changed under the pass, or the state of its producers is not durable.
-    #[error("the pass is given up: {0}")]
-    Overtaken(&'static str),
+    /// The log start moved over segments of the pass.
+    #[error("the pass is given up: its segments were deleted meanwhile")]
+    Overtaken,
+    /// State of producers would be lost with the records that it came from.
+    #[error("no snapshot of the producers is durable up to offset {0}")]
+    NoSnapshot(Offset),
     /// The name was given and it is not known whether that is durable: the partition must not go on.
     #[error("a compacted segment was renamed, and it is not known whether durably: {0}")]
     Unknown(FileError),
@@ -50,6 +53,7 @@ pub enum CompactionError {
 impl From<LogReadError> for CompactionError {
     fn from(error: LogReadError) -> Self {
         match error {
+            LogReadError::File(error) if error.is_missing() => Self::Overtaken,
             LogReadError::File(error) => Self::File(error),
             other => Self::Damaged { segment: Offset::ZERO, reason: other.to_string() },
         }
@@ -175,7 +179,39 @@ impl Compaction {
         self.progress
     }
 
-    /// Works over about so many bytes of segments. What is written is on disk when it answers.
+    /// Whether the next piece of work writes.
+    pub fn writes(&self) -> bool {
+        matches!(self.phase, Phase::Writing(..))
+    }
+
+    /// Bytes of the segment that is being written that nobody has put on disk yet: a sync of everything waits for
+    /// them.
+    pub fn unsettled(&self) -> u64 {
+        match &self.phase {
+            Phase::Writing(_, _, writing) => writing.output.unsettled(),
+            _ => 0,
+        }
+    }
+
+    /// A sync of everything has put them on disk.
+    pub fn was_settled(&mut self) {
+        if let Phase::Writing(_, _, writing) = &mut self.phase {
+            writing.output.was_settled();
+        }
+    }
+
+    /// Puts them on disk.
+    ///
+    /// # Errors
+    /// [`CompactionError::File`]: the pass is over, and is to be dropped.
+    pub fn settle(&mut self) -> Result<(), CompactionError> {
+        match &mut self.phase {
+            Phase::Writing(_, _, writing) => Ok(writing.output.settle()?),
+            _ => Ok(()),
+        }
+    }
+
+    /// Works over about so many bytes of segments. A group that is to be put in place is on disk.
     ///
     /// # Errors
     /// [`CompactionError`]: the pass is over, and is to be dropped.
@@ -303,7 +339,7 @@ impl Compaction {
         })?;
         self.progress.read_bytes += walked.bytes;
         if !walked.over {
-            writing.output.settle()?;
+            writing.output.flush()?;
             self.progress.written_bytes += writing.output.bytes() - before;
             self.phase = Phase::Writing(group, place, writing);
             return Ok(CompactionStep::More);

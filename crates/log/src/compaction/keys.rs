@@ -9,7 +9,7 @@ const SLOT_BYTES: usize = 16 + 8;
 /// The table grows when more than this share, in quarters, is taken.
 const LOAD_QUARTERS: usize = 3;
 /// Slots of an empty table.
-const SLOTS_MIN: usize = 64;
+const SLOTS_MIN: usize = 4;
 
 /// A table of keys.
 #[derive(Debug)]

@@ -34,8 +34,8 @@ pub(crate) struct Output {
     buffer: Vec<u8>,
     /// Bytes that are in the file.
     written: u64,
-    /// Bytes that are on disk.
-    synced: u64,
+    /// Bytes that are on disk, as far as is known.
+    settled: u64,
     installed: bool,
 }
 
@@ -63,7 +63,7 @@ impl Output {
             index: IndexBuilder::new(header.base, index_interval),
             buffer: header.encode().to_vec(),
             written: 0,
-            synced: 0,
+            settled: 0,
             header,
             installed: false,
         })
@@ -97,7 +97,8 @@ impl Output {
         self.written + self.buffer.len() as u64
     }
 
-    fn flush(&mut self) -> Result<(), FileError> {
+    /// Writes what was gathered.
+    pub(crate) fn flush(&mut self) -> Result<(), FileError> {
         self.file
             .write_all_at(&self.buffer, self.written)
             .map_err(|error| FileError::new("write", &self.path, error))?;
@@ -106,13 +107,20 @@ impl Output {
         Ok(())
     }
 
-    /// Puts what was added so far on disk, so that a sync of everything does not wait for it.
+    /// Bytes that are written, and that nobody has put on disk.
+    pub(crate) fn unsettled(&self) -> u64 {
+        self.written - self.settled
+    }
+
+    /// Somebody else's sync has put on disk what was written so far. Only pacing rests on that.
+    pub(crate) fn was_settled(&mut self) {
+        self.settled = self.written;
+    }
+
+    /// Puts what was written so far on disk.
     pub(crate) fn settle(&mut self) -> Result<(), FileError> {
-        self.flush()?;
-        if self.synced < self.written {
-            self.file.sync_data().map_err(|error| FileError::new("sync", &self.path, error))?;
-            self.synced = self.written;
-        }
+        self.file.sync_data().map_err(|error| FileError::new("sync", &self.path, error))?;
+        self.settled = self.written;
         Ok(())
     }
 

@@ -1,7 +1,5 @@
 //! Which records of a batch stay. Pure: batches in, batches out.
 
-use std::collections::HashSet;
-
 use rimstone_record::{Batch, BatchError, Record};
 use rimstone_types::{Offset, Timestamp};
 
@@ -20,8 +18,9 @@ pub struct Sieve {
     now: Timestamp,
     /// Until when a tombstone that is met for the first time stays.
     horizon: Timestamp,
-    /// Batches whose numbers are still remembered, by their base offsets: they stay, empty if need be.
-    numbered: HashSet<Offset>,
+    /// Batches whose numbers are still remembered, by their base offsets: they stay, empty if need be. In order once
+    /// something is learned.
+    numbered: Vec<Offset>,
 }
 
 /// What becomes of a batch.
@@ -44,12 +43,13 @@ pub enum Judged {
 }
 
 impl Sieve {
-    /// Nothing is learned yet. `seed` is random.
+    /// Nothing is learned yet. `numbered` may come in any order: it is put in order later, for this is done under a
+    /// lock. `seed` is random.
     pub fn new(
         settings: &CompactionSettings,
         start: Offset,
         now: Timestamp,
-        numbered: HashSet<Offset>,
+        numbered: Vec<Offset>,
         seed: u64,
     ) -> Self {
         Self {
@@ -67,6 +67,9 @@ impl Sieve {
     /// # Errors
     /// [`BatchError`]: its records cannot be read.
     pub fn learn(&mut self, batch: &Batch) -> Result<bool, BatchError> {
+        if self.end == Offset::ZERO {
+            self.numbered.sort_unstable();
+        }
         let header = batch.header();
         if !header.is_control() {
             if !self.keys.fits(header.record_count as usize) {
@@ -118,7 +121,7 @@ impl Sieve {
         }
         let removed = header.record_count - kept;
         if kept == 0 {
-            return Ok(match (self.numbered.contains(&header.base_offset), removed) {
+            return Ok(match (self.numbered.binary_search(&header.base_offset).is_ok(), removed) {
                 (false, removed) => Judged::Gone { removed },
                 (true, 0) => Judged::Same,
                 (true, removed) => Judged::Changed { batch: batch.emptied(), removed },

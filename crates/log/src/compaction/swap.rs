@@ -1,7 +1,6 @@
 //! Where a pass touches the log: what it may work on, and putting a group that is written in place of the old one.
 
 use std::{
-    collections::HashSet,
     path::PathBuf,
     sync::{Arc, atomic::Ordering},
 };
@@ -139,7 +138,7 @@ impl Log {
         now: Timestamp,
     ) -> Compaction {
         let end = found.facts.last().map_or(Offset::ZERO, |facts| facts.next);
-        let numbered: HashSet<Offset> = self
+        let numbered: Vec<Offset> = self
             .producers()
             .iter()
             .flat_map(|(_, entry)| entry.batches().map(|batch| batch.base_offset))
@@ -155,15 +154,15 @@ impl Log {
     /// [`Replacement::install`] needs. Nothing may trim the log from here until [`Log::replaced`].
     ///
     /// # Errors
-    /// [`CompactionError::Overtaken`].
+    /// [`CompactionError::Overtaken`], [`CompactionError::NoSnapshot`].
     pub fn may_replace(&self, replacement: &Replacement) -> Result<Offset, CompactionError> {
         if self.find(&replacement.replaces).is_none() {
-            return Err(CompactionError::Overtaken("its segments were deleted meanwhile"));
+            return Err(CompactionError::Overtaken);
         }
         let end = replacement.output.next_offset();
         match self.durable_snapshot() {
             Some(snapshot) if snapshot >= end => Ok(snapshot),
-            _ => Err(CompactionError::Overtaken("no snapshot of the producers is durable")),
+            _ => Err(CompactionError::NoSnapshot(end)),
         }
     }
 

@@ -57,6 +57,7 @@ fn they_hold_what_they_held() {
             let (log, report) = Log::open(&data.partition_path(id), id, config(1200), options).unwrap();
             assert_eq!(report.from_caches, data.was_clean(), "{name}");
             assert_eq!(report.torn_bytes > 0, name == "torn", "{name}");
+            assert_eq!(report.superseded > 0, name == "superseded", "{name}");
             let expected = std::fs::read_to_string(case.join("expected.txt")).unwrap();
             let (found, damage) = read_nullable(&log);
             let found: String = found.iter().map(|(offset, value)| format!("{offset} {value}\n")).collect();
@@ -69,7 +70,7 @@ fn they_hold_what_they_held() {
             seen += 1;
         }
     }
-    assert!(seen >= 4);
+    assert!(seen >= 7);
 }
 
 fn read_nullable(log: &Log) -> (Vec<(Offset, String)>, Damage) {

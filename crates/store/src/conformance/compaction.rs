@@ -182,6 +182,12 @@ pub async fn compaction_waits_until_it_is_due<H: Harness>() {
     let lag = CompactionConfig { max_lag: Some(HOUR * 3), ..ratio(990_000) };
     partition.0.configure(with(lag));
     assert!(!dirtiness(later(2)).await.due && dirtiness(later(3)).await.due);
+    // The active segment is rolled for it, so that what is in it can be compacted too.
+    put(60).await;
+    partition.0.configure(PartitionConfig { segment_age: HOUR * 1000, ..with(lag) });
+    let rolled =
+        async |now| within("maintenance", partition.0.maintain(now)).await.expect("it is open").rolled;
+    assert_eq!((rolled(later(2)).await, rolled(later(3)).await), (0, 1));
     // Not compacted any more.
     partition.0.configure(PartitionConfig { cleanup: CleanupPolicy::Delete, ..with(lag) });
     assert_eq!(dirtiness(later(3)).await, Dirtiness::default());

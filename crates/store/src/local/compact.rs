@@ -20,8 +20,12 @@ use crate::{
     storage::{PartitionConfig, StoreError},
 };
 
-/// How much is worked on, and then put on disk, before the flusher is looked at again (ADR 0007).
+/// How much is worked on before the flusher is looked at again: about what its next sync finds of ours, and what a
+/// disk writes in a fraction of a millisecond (ADR 0010).
 const UNIT_BYTES: u64 = 256 << 10;
+/// Where no sync of the flusher comes by, so much of ours is put on disk by itself: the next group must not find
+/// more. A sync of our own after each piece makes others wait more than the bytes do (ADR 0010).
+const UNSETTLED_MAX: u64 = 1 << 20;
 /// How long such a piece waits at most for the flusher to have nothing to do. Without a bound a busy server would
 /// never be compacted.
 const YIELD_MAX: Duration = Duration::from_millis(10);
@@ -159,10 +163,11 @@ impl LocalPartition {
             segments_after: progress.segments_after - before.segments_after,
         };
         loop {
-            self.shared.queue.wait_until_idle(YIELD_MAX);
             match self.step(&mut pass) {
                 Ok(true) => return Ok(done(pass.progress(), true)),
                 Ok(false) => {}
+                // What is left may still be due: another call looks.
+                Err(CompactionError::Overtaken) => return Ok(done(pass.progress(), false)),
                 Err(error) => {
                     if let CompactionError::Damaged { segment, .. } = &error {
                         work.damaged_from = work.damaged_from.min(*segment);
@@ -179,8 +184,23 @@ impl LocalPartition {
         }
     }
 
+    /// Lets the flusher through, and sees to it that its next sync finds little of ours.
+    fn pace(&self, pass: &mut Compaction) -> Result<(), CompactionError> {
+        if !pass.writes() {
+            return Ok(());
+        }
+        let syncs = || self.shared.counters.syncs.load(Ordering::Relaxed);
+        let before = syncs();
+        self.shared.queue.wait_until_idle(YIELD_MAX);
+        if self.shared.syncer.is_for_all() && syncs() != before {
+            pass.was_settled();
+        }
+        if pass.unsettled() >= UNSETTLED_MAX { pass.settle() } else { Ok(()) }
+    }
+
     /// One piece. `true`: the pass is over.
     fn step(&self, pass: &mut Compaction) -> Result<bool, CompactionError> {
+        self.pace(pass)?;
         match pass.advance(UNIT_BYTES)? {
             CompactionStep::More => Ok(false),
             CompactionStep::Done => Ok(true),
@@ -202,7 +222,9 @@ impl LocalPartition {
                 self.poison(&reason);
                 StoreError::Poisoned { reason }
             }
-            error @ (CompactionError::Damaged { .. } | CompactionError::Overtaken(_)) => StoreError::Io {
+            error @ (CompactionError::Damaged { .. }
+            | CompactionError::Overtaken
+            | CompactionError::NoSnapshot(_)) => StoreError::Io {
                 operation: "compact",
                 path: self.directory.display().to_string(),
                 reason: error.to_string(),

@@ -1,5 +1,6 @@
 //! The local store: the suite that every store passes, on every way to sync; and what only disks do.
 
+mod compaction;
 mod faults;
 
 use std::{

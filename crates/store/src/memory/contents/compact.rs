@@ -1,7 +1,5 @@
 //! Compaction of what one partition holds, by the rules of `rimstone-log`: a pass is done at once.
 
-use std::collections::HashSet;
-
 use rimstone_log::compaction::{Dirtiness, Facts, Judged, Plan, Sieve, groups, plan};
 use rimstone_types::{ByteCount, Offset, Timestamp};
 
@@ -80,7 +78,7 @@ impl Contents {
     fn sieve(&self, plan: &Plan, facts: &[Facts], now: Timestamp) -> Sieve {
         let end = facts.last().map_or(plan.dirty_from, |facts| facts.next);
         let windows = self.producers.iter().flat_map(|(_, entry)| entry.batches());
-        let numbered: HashSet<Offset> =
+        let numbered: Vec<Offset> =
             windows.map(|batch| batch.base_offset).filter(|base| *base < end).collect();
         // As random as it has to be where nothing outlives the process.
         let seed = self.end.get() ^ now.as_millis() as u64;

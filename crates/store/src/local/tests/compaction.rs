@@ -1,0 +1,163 @@
+//! Compaction beside everything else that happens to a partition, and what it makes of damage.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::{CleanupPolicy, Compacted, CompactionConfig, ReadError, Share};
+
+const NOW: Timestamp = Timestamp(1_700_000_000_000);
+
+fn compacted() -> PartitionConfig {
+    PartitionConfig {
+        segment_bytes: ByteCount(4096),
+        cleanup: CleanupPolicy::Compact,
+        compaction: CompactionConfig {
+            min_dirty_ratio: Share::from_millionths(0).unwrap(),
+            ..CompactionConfig::default()
+        },
+        ..PartitionConfig::default()
+    }
+}
+
+fn keyed(key: &str, value: &str) -> Append {
+    let mut builder = BatchBuilder::new(Compression::None);
+    let (key, value) = (Some(Bytes::from(key.to_owned())), Some(Bytes::from(value.to_owned())));
+    builder.push(&NewRecord { key, value, ..NewRecord::default() }).unwrap();
+    Append { batch: builder.build(), expected_end: None, content_hash: None, now: NOW }
+}
+
+/// The last value of each key, and how many records there are; `None` if the log start overtook the reader.
+async fn state(partition: &Arc<dyn PartitionStore>) -> Option<(BTreeMap<Bytes, Bytes>, usize)> {
+    let (mut state, mut count) = (BTreeMap::new(), 0);
+    let mut from = partition.ends().start;
+    let start = from;
+    loop {
+        let limit = ReadLimit { bytes: ByteCount::kib(3), until: None, visibility: Visibility::Stable };
+        let read = match partition.read(from, limit).await {
+            Err(ReadError::OutOfRange { .. }) if partition.ends().start > start => return None,
+            read => read.unwrap(),
+        };
+        if read.batches.is_empty() {
+            return Some((state, count));
+        }
+        for read in &read.batches {
+            for record in read.batch.records(&rimstone_record::Limits::default()).unwrap() {
+                let record = record.unwrap();
+                if record.offset >= start {
+                    state.insert(record.key.unwrap(), record.value.unwrap());
+                    count += 1;
+                }
+            }
+        }
+        from = read.next;
+    }
+}
+
+/// Writers, readers, trims, maintenance and slices at once, some slices given up by their caller; then a restart.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn it_stands_beside_everything_else() {
+    let directory = tempfile::tempdir().unwrap();
+    for round in 0..3u32 {
+        let storage = LocalStorage::open(options(directory.path(), SyncPreference::Auto)).unwrap();
+        let mode = if round == 0 { OpenMode::CreateNew } else { OpenMode::MustExist };
+        let partition = storage.open(id(1), compacted(), mode).await.unwrap();
+        let (done, is_done) = tokio::sync::watch::channel(false);
+        let compacting = {
+            let (partition, is_done) = (Arc::clone(&partition), is_done.clone());
+            tokio::spawn(async move {
+                let (mut removed, mut calls) = (0, 0u32);
+                while !*is_done.borrow() {
+                    calls += 1;
+                    let slice = partition.compact(NOW, ByteCount(1));
+                    if calls.is_multiple_of(5) {
+                        // Its caller does not wait for it.
+                        drop(tokio::time::timeout(std::time::Duration::ZERO, slice).await);
+                        continue;
+                    }
+                    removed += slice.await.unwrap().records_removed;
+                    tokio::task::yield_now().await;
+                }
+                removed
+            })
+        };
+        let reading = {
+            let (partition, is_done) = (Arc::clone(&partition), is_done);
+            tokio::spawn(async move {
+                while !*is_done.borrow() {
+                    let ends = partition.ends();
+                    let counted = partition.count(ends.start, ends.stable).await.unwrap();
+                    assert!(counted.records <= ends.stable.since(ends.start));
+                    state(&partition).await;
+                    partition.append_time_at(ends.start).await.unwrap();
+                }
+            })
+        };
+        let mut expected = BTreeMap::new();
+        for n in 0..400u32 {
+            let (key, value) = (format!("key {}", n % 9), format!("{round} {n} {}", "x".repeat(300)));
+            partition.submit(keyed(&key, &value)).unwrap().await.unwrap();
+            expected.insert(Bytes::from(key), Bytes::from(value));
+            if n % 100 == 50 {
+                let end = partition.ends().stable.get();
+                partition.trim(Offset::new(end - 40).unwrap()).await.unwrap();
+                partition.maintain(NOW).await.unwrap();
+            }
+        }
+        done.send_replace(true);
+        assert!(compacting.await.unwrap() > 0, "nothing was compacted");
+        reading.await.unwrap();
+        assert_eq!(state(&partition).await.unwrap().0, expected);
+        loop {
+            let done = partition.compact(NOW, ByteCount::mib(1)).await.unwrap();
+            if !done.more && !done.finished {
+                break;
+            }
+        }
+        let (found, count) = state(&partition).await.unwrap();
+        assert_eq!(found, expected);
+        assert!(count < 30, "{count} records are left");
+        if round == 1 {
+            storage.close().await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn damage_is_told_once_and_what_lies_before_it_is_compacted() {
+    let directory = tempfile::tempdir().unwrap();
+    let storage = LocalStorage::open(options(directory.path(), SyncPreference::Auto)).unwrap();
+    let partition = storage.open(id(1), compacted(), OpenMode::CreateNew).await.unwrap();
+    for n in 0..60 {
+        partition.submit(keyed("same", &format!("{n} {}", "x".repeat(300)))).unwrap().await.unwrap();
+    }
+    let folder = storage.shared.directory.partition_path(id(1));
+    let mut segments: Vec<_> = std::fs::read_dir(&folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|suffix| suffix == "log"))
+        .collect();
+    segments.sort();
+    assert!(segments.len() > 4);
+    let rotten = &segments[2];
+    let mut content = std::fs::read(rotten).unwrap();
+    let at = content.len() / 2;
+    content[at] ^= 1;
+    std::fs::write(rotten, &content).unwrap();
+
+    let error = partition.compact(NOW, ByteCount::mib(1)).await.unwrap_err();
+    assert!(error.to_string().contains("cannot be compacted"), "{error}");
+    let mut all = Compacted::default();
+    loop {
+        let done = partition.compact(NOW, ByteCount::mib(1)).await.unwrap();
+        all.segments_before += done.segments_before;
+        all.records_removed += done.records_removed;
+        if !done.more {
+            break;
+        }
+    }
+    assert_eq!(all.segments_before, 2, "{all:?}");
+    assert!(all.records_removed > 0);
+    assert_eq!(std::fs::read(rotten).unwrap(), content, "what is damaged stays as it is");
+    // Everything else is served and taken.
+    partition.submit(keyed("same", "after")).unwrap().await.unwrap();
+}
