@@ -22,7 +22,7 @@ use crate::{
 
 /// How much is worked on before the flusher is looked at again: about what its next sync finds of ours, and what a
 /// disk writes in a fraction of a millisecond (ADR 0010).
-const UNIT_BYTES: u64 = 256 << 10;
+const UNIT_BYTES: u64 = 128 << 10;
 /// Where no sync of the flusher comes by, so much of ours is put on disk by itself: the next group must not find
 /// more. A sync of our own after each piece makes others wait more than the bytes do (ADR 0010).
 const UNSETTLED_MAX: u64 = 1 << 20;
@@ -41,13 +41,15 @@ pub(super) struct CompactionState {
 #[derive(Debug)]
 pub(super) struct Work {
     pass: Option<Compaction>,
+    /// Syncs of the flusher, when they were looked at.
+    seen_syncs: u64,
     /// The segment here is damaged: it and what lies behind it are not looked at until the server is started again.
     damaged_from: Offset,
 }
 
 impl CompactionState {
     pub(super) fn new(config: &PartitionConfig) -> Self {
-        let work = Work { pass: None, damaged_from: Offset::MAX };
+        let work = Work { pass: None, seen_syncs: 0, damaged_from: Offset::MAX };
         Self { settings: Mutex::new(settings(config)), work: Mutex::new(work) }
     }
 
@@ -163,7 +165,7 @@ impl LocalPartition {
             segments_after: progress.segments_after - before.segments_after,
         };
         loop {
-            match self.step(&mut pass) {
+            match self.step(&mut pass, &mut work.seen_syncs) {
                 Ok(true) => return Ok(done(pass.progress(), true)),
                 Ok(false) => {}
                 // What is left may still be due: another call looks.
@@ -185,22 +187,21 @@ impl LocalPartition {
     }
 
     /// Lets the flusher through, and sees to it that its next sync finds little of ours.
-    fn pace(&self, pass: &mut Compaction) -> Result<(), CompactionError> {
+    fn pace(&self, pass: &mut Compaction, seen_syncs: &mut u64) -> Result<(), CompactionError> {
         if !pass.writes() {
             return Ok(());
         }
-        let syncs = || self.shared.counters.syncs.load(Ordering::Relaxed);
-        let before = syncs();
         self.shared.queue.wait_until_idle(YIELD_MAX);
-        if self.shared.syncer.is_for_all() && syncs() != before {
+        let syncs = self.shared.counters.syncs.load(Ordering::Relaxed);
+        if self.shared.syncer.is_for_all() && std::mem::replace(seen_syncs, syncs) != syncs {
             pass.was_settled();
         }
         if pass.unsettled() >= UNSETTLED_MAX { pass.settle() } else { Ok(()) }
     }
 
     /// One piece. `true`: the pass is over.
-    fn step(&self, pass: &mut Compaction) -> Result<bool, CompactionError> {
-        self.pace(pass)?;
+    fn step(&self, pass: &mut Compaction, seen_syncs: &mut u64) -> Result<bool, CompactionError> {
+        self.pace(pass, seen_syncs)?;
         match pass.advance(UNIT_BYTES)? {
             CompactionStep::More => Ok(false),
             CompactionStep::Done => Ok(true),
