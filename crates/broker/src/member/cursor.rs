@@ -103,6 +103,12 @@ impl Cursor {
         self.source.as_ref().ok().map(|(_, store)| store)
     }
 
+    /// Why nothing of it can be read, for as long as the session lasts.
+    pub(super) fn unavailable(&self) -> Option<SessionProblem> {
+        let unavailable = self.source.as_ref().err()?;
+        Some(PartitionReadError::from(unavailable.clone()).into())
+    }
+
     /// Begins at the committed offset, or where the policy says.
     pub(super) fn begin(
         &mut self,
@@ -115,7 +121,7 @@ impl Cursor {
                 self.ends = store.ends();
                 self.begin_within(committed, reading).err().map(SessionProblem::from)
             }
-            Err(unavailable) => Some(PartitionReadError::from(unavailable.clone()).into()),
+            Err(_) => self.unavailable(),
         };
         let (topic, partition) = (self.name.clone(), self.partition);
         let ends = self.source.is_ok().then_some(self.ends);

@@ -112,7 +112,7 @@ impl MemberSession {
 
     /// What the answer of the shard is to the member, if anything.
     fn answered(&mut self, answered: Answered) -> Result<Option<SessionEvent>, SessionError> {
-        self.pulse.heard(self.takes_messages());
+        self.pulse.heard(self.outbox.has_room());
         match answered {
             Answered::Commit { correlation, named, result } => {
                 Ok(Some(self.as_committed(correlation, named, result)))

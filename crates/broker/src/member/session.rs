@@ -29,6 +29,10 @@ use crate::{
 /// The most that credits add up to: more than anybody can hold, and far from what wraps.
 const CREDIT_MAX: i64 = i64::MAX / 4;
 
+/// Events that wait to be read, beyond which no more of the stream is: what is refused is an event each time, and a
+/// member that does not read must not be a place to put them. As many as commits.
+const EVENTS_MAX: usize = 64;
+
 /// A partition by name.
 pub(super) type Place = (TopicName, PartitionIndex);
 
@@ -88,13 +92,18 @@ impl MemberSession {
         let shard = shard_of(&request.group);
         let mailbox = inner.mailbox(shard).expect("the shard has answered the join").clone();
         let outbox = Outbox::new(request.group.clone(), facts.member.clone(), start.token, mailbox);
-        let mut cursors = BTreeMap::new();
+        let (mut cursors, mut unreadable) = (BTreeMap::new(), Vec::new());
         for (topic, partition, next) in request.positions {
             let held = [&start.view.assignment.owned, &start.view.assignment.stopping];
             let of = held.into_iter().find(|held| held.contains(&topic, partition));
             if let Some(id) = of.and_then(|held| held.get(&topic)).map(|of| of.id) {
                 let mut cursor = Cursor::new(&inner, &topic, id, partition);
-                cursor.go_to(next);
+                match cursor.unavailable() {
+                    Some(problem) if start.view.assignment.owned.contains(&topic, partition) => {
+                        unreadable.push((topic.clone(), partition, problem));
+                    }
+                    _ => cursor.go_to(next),
+                }
                 cursors.insert((topic, partition), cursor);
             }
         }
@@ -131,6 +140,10 @@ impl MemberSession {
         session.add_credit(request.credit);
         session.subscribe();
         session.follow(start.view);
+        // It is told no start of what it goes on with.
+        for (topic, partition, problem) in unreadable {
+            session.problem(topic, partition, problem);
+        }
         session
     }
 
@@ -139,9 +152,10 @@ impl MemberSession {
         &self.facts
     }
 
-    /// Whether it takes more messages: while many commits wait for their answers, it does not.
+    /// Whether it takes more messages: while many commits wait for their answers, or many events to be read, it
+    /// does not.
     pub fn takes_messages(&self) -> bool {
-        self.outbox.has_room()
+        self.outbox.has_room() && self.events.len() < EVENTS_MAX
     }
 
     fn add_credit(&mut self, credit: Credit) {
@@ -234,7 +248,7 @@ impl MemberSession {
         }
         self.progress();
         self.outbox.commit(correlation, offsets, room);
-        self.pulse.heard(self.takes_messages());
+        self.pulse.heard(self.outbox.has_room());
         Ok(())
     }
 

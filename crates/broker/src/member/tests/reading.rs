@@ -222,3 +222,44 @@ async fn what_cannot_be_read_is_a_problem_and_a_seek_gets_over_it() {
     session.seek(name("t"), PartitionIndex(0), SeekTo::Offset(at(2)), 1);
     assert_eq!(values(&records(event(&mut session).await)), ["c"]);
 }
+
+#[tokio::test]
+async fn who_is_refused_and_does_not_read_is_not_read() {
+    let fixture = Fixture::new().await;
+    fixture.topic("t", 1).await;
+    let mut session = fixture.join(joining("m")).await;
+    started(event(&mut session).await);
+    let mut taken = 0;
+    while session.takes_messages() {
+        session.seek(name("t"), PartitionIndex(7), SeekTo::Earliest, taken);
+        taken += 1;
+        assert!(taken < 1_000, "refusals pile up");
+    }
+    for _ in 0..taken {
+        assert_eq!(problem(event(&mut session).await).1.reason(), Reason::PartitionNotOwned);
+    }
+    assert!(session.takes_messages(), "they have been read");
+}
+
+#[tokio::test]
+async fn who_comes_back_is_told_what_has_become_unavailable() {
+    let fixture = Fixture::new().await;
+    fixture.topic("t", 2).await;
+    fixture.put("t", 1, &["x"]).await;
+    let mut session = fixture.join(joining("m")).await;
+    assert_eq!(started(event(&mut session).await).len(), 2);
+    let (epoch, broken) = (session.facts().epoch, fixture.partition("t", 0));
+    fixture.broker.finish_shutdown(DEADLINE).await.unwrap();
+    drop(session);
+    let store = fixture.store.reopen();
+    store.script(broken, |script| script.open_error = Some("bad sector".to_owned()));
+    let fixture = Fixture::over(store, still()).await;
+
+    let positions = [0, 1].map(|partition| (name("t"), PartitionIndex(partition), at(0))).into();
+    let mut session = fixture.join_again(JoinRequest { epoch, positions, ..joining("m") }).await.unwrap();
+    assert!(session.facts().resumed);
+    let (partition, error) = problem(event(&mut session).await);
+    assert_eq!((partition, error.reason()), (0, Reason::PartitionUnavailable));
+    assert_eq!(values(&records(event(&mut session).await)), ["x"], "the other is read");
+    quiet(&mut session).await;
+}
