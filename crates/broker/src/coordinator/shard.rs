@@ -371,22 +371,19 @@ impl Shard {
                     AppendError::Unknown { .. } => Lost::Append(error.clone()),
                     _ => Lost::Loading,
                 });
-                let lost = match error {
-                    // Behind one that was undone: its turn never came.
-                    AppendError::ExpectedEndNotMet { .. } => Lost::Loading,
-                    error => Lost::Append(error),
-                };
-                lose(outward, &lost);
+                lose(outward, &lost_by(error));
             }
         }
     }
 
-    /// Everything that rests on a failed append is lost. The log is read again when all fates are known.
+    /// What was not submitted is lost. What was has a fate of its own: what did not come after the failure may
+    /// be durable, and then it has happened. The log is read again when all fates are known.
     async fn fail(&mut self, lost: Lost) -> End {
         for InFlight { ticket, outward } in self.in_flight.drain(..) {
-            lose(outward, &lost);
-            // Whatever it was: what is durable is found by loading.
-            drop(ticket.await);
+            match ticket.await {
+                Ok(_) => deliver(outward, &self.inner.commits),
+                Err(error) => lose(outward, &lost_by(error)),
+            }
         }
         if let Some(stuck) = self.stuck.take() {
             lose(stuck.outward, &lost);
@@ -471,6 +468,15 @@ impl Shard {
 
 fn count(groups: &Groups, group: &GroupName) -> u32 {
     u32::try_from(groups.members(group).count()).unwrap_or(u32::MAX)
+}
+
+/// What a failed batch's requests are told.
+fn lost_by(error: AppendError) -> Lost {
+    match error {
+        // Behind one that was undone: its turn never came.
+        AppendError::ExpectedEndNotMet { .. } => Lost::Loading,
+        error => Lost::Append(error),
+    }
 }
 
 async fn again(stuck: Option<Option<Waiter>>) {

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use futures::future::BoxFuture;
-use rimstone_store::AppendError;
+use rimstone_store::{AppendError, Backpressure};
 use rimstone_types::{ByteCount, Offset, PartitionId, PartitionIndex, TopicId};
 
 use super::*;
@@ -145,6 +145,27 @@ async fn random_failures_lose_nothing_and_invent_nothing() {
         (undone_in_all, behind_in_all) = (undone_in_all + fates.undone, behind_in_all + fates.behind);
     }
     assert!(undone_in_all > 20 && behind_in_all > 20, "{undone_in_all} undone, {behind_in_all} behind them");
+}
+
+/// A batch that is not taken says nothing of those that are under way.
+#[tokio::test]
+async fn what_is_behind_a_failure_does_not_decide_what_is_before_it() {
+    let fixture = Fixture::new().await;
+    fixture.topic("t", PARTITIONS).await;
+    fixture.put("t", 0, &["a", "b", "c"]).await;
+    soon("the first", open(&fixture.broker, 0, 1).answer).await.expect("it is taken");
+    fixture.store.script(shard(), |script| script.hold = true);
+    let mut before = open(&fixture.broker, 0, 2).answer;
+    assert!(futures::poll!(&mut before).is_pending());
+    until("it is submitted", || fixture.store.held(shard()) == 1).await;
+    let refusal = Backpressure::Poisoned { reason: "a sync failed".to_owned() };
+    fixture.store.script(shard(), |script| script.refuse_next = Some(refusal));
+    let refused = soon("the refusal", open(&fixture.broker, 0, 3).answer).await.unwrap_err();
+    assert_eq!(refused.reason(), Reason::PartitionPoisoned);
+    fixture.store.script(shard(), |script| script.hold = false);
+    fixture.store.release(shard(), None).await;
+    soon("its answer", before).await.expect("it is in the log");
+    assert_eq!(offsets(&fixture.broker).await, [(0, 2)].into());
 }
 
 #[tokio::test]

@@ -186,10 +186,9 @@ async fn a_failed_append_takes_back_everything_that_rests_on_it() {
         fixture.store.release(shard("g"), None).await;
         fixture.store.script(shard("g"), |script| script.hold = false);
         let reason = |error: GroupRequestError| error.reason();
-        let (own, behind) = match unknown {
-            true => (Reason::AppendUnknown, Reason::AppendUnknown),
-            false => (Reason::AppendUndone, Reason::CoordinatorLoading),
-        };
+        let own = if unknown { Reason::AppendUnknown } else { Reason::AppendUndone };
+        // Whatever became of the first: this one was not taken.
+        let behind = Reason::CoordinatorLoading;
         assert_eq!(soon("the first", first).await.map(drop).map_err(reason), Err(own));
         assert_eq!(soon("the second", second).await.map(drop).map_err(reason), Err(behind));
         assert_eq!(soon("the look", look).await.map(drop).map_err(reason), Err(behind));
