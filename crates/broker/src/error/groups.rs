@@ -159,6 +159,9 @@ failures_of! {
     SessionError {
         /// The member must drop everything and join again.
         Fenced(SessionFenced),
+        /// An append of the coordinator failed, and what was to become of the session with it: reconnect, the
+        /// membership stays.
+        Loading(CoordinatorLoading),
         /// The server stops: reconnect, the membership stays.
         ShuttingDown(ShuttingDown),
     }

@@ -9,7 +9,10 @@ use super::{CommittedOffset, OffsetCommitted, OffsetToCommit};
 use crate::{
     broker::Inner,
     coordinator::Now,
-    error::{GroupRequestError, OffsetCommitError, PlanChanged, SessionFenced, SessionFencedWhy},
+    error::{
+        CoordinatorLoading, GroupRequestError, OffsetCommitError, PlanChanged, SessionFenced,
+        SessionFencedWhy,
+    },
 };
 
 /// Who commits.
@@ -162,19 +165,24 @@ pub(super) fn import(now: &Now<'_>, import: Importing) -> Result<Decision<()>, G
 
 impl Now<'_> {
     /// Whether a session is still its member's.
+    ///
+    /// # Errors
+    /// [`GroupRequestError`]: [`SessionFenced`], or [`CoordinatorLoading`] where no session has come in its place:
+    /// the member may come back.
     pub(crate) fn check_session(
         &self,
         group: &GroupName,
         member: &MemberId,
         token: u64,
-    ) -> Result<(), SessionFenced> {
+    ) -> Result<(), GroupRequestError> {
         if self.is_session(group, member, token) {
             return Ok(());
         }
         let why = match self.groups.member(group, member) {
+            Some(_) if !self.is_connected(group, member) => return Err(CoordinatorLoading.into()),
             Some(_) => SessionFencedWhy::Replaced,
             None => SessionFencedWhy::Removed,
         };
-        Err(SessionFenced { group: group.clone(), member: member.clone(), why })
+        Err(SessionFenced { group: group.clone(), member: member.clone(), why }.into())
     }
 }

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     coordinator::SessionUpdate,
-    error::{Failure, SessionError, SessionFenced, ShuttingDown},
+    error::{CoordinatorLoading, Failure, SessionError, SessionFenced, ShuttingDown},
 };
 
 /// Partitions in one start or stop: 1,000 long names fit a message of 4 MiB.
@@ -76,8 +76,8 @@ impl MemberSession {
                     self.updates.mark_changed();
                     return Ok(());
                 }
-                // The shard has stopped, or has forgotten the member without a word.
-                Err(_) => return Err(ShuttingDown.into()),
+                // So is this.
+                Err(_) => return Ok(()),
             },
             () = self.waiter.wait(), if has_credit => return Ok(()),
             () = at(give_back_at) => {
@@ -91,12 +91,18 @@ impl MemberSession {
     }
 
     fn take_update(&mut self) -> Result<(), SessionError> {
-        // The last word of a shard that has let go of the member is still there.
-        if matches!(self.updates.has_changed(), Ok(false)) {
+        // The last word of a shard that has let go of the session is still there.
+        let has_changed = self.updates.has_changed();
+        if matches!(has_changed, Ok(false)) {
             return Ok(());
         }
         let update = self.updates.borrow_and_update().clone();
         match update {
+            // It has let go without a word: the word went with an append that failed, or the shard has stopped.
+            SessionUpdate::View(_) if has_changed.is_err() => Err(match self.inner.shutdown.is_cancelled() {
+                true => ShuttingDown.into(),
+                false => CoordinatorLoading.into(),
+            }),
             SessionUpdate::View(view) => {
                 self.follow(view);
                 Ok(())

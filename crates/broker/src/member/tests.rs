@@ -275,6 +275,37 @@ async fn a_stop_that_was_lost_is_told_again() {
 }
 
 #[tokio::test]
+async fn a_session_that_was_to_be_replaced_ends_when_that_is_lost() {
+    let fixture = Fixture::new().await;
+    fixture.topic("t", 1).await;
+    let mut old = fixture.join(joining("m")).await;
+    started(event(&mut old).await);
+    fixture.store.script(shard(), |script| script.hold = true);
+    let mut joins = Box::pin(fixture.broker.join_group(joining("m")));
+    assert!(futures::poll!(&mut joins).is_pending());
+    until("the join is submitted", || fixture.store.held(shard()) == 1).await;
+    fixture.store.release(shard(), Some(undone())).await;
+    assert_eq!(soon("the join", joins).await.unwrap_err().reason(), Reason::AppendUndone);
+    fixture.store.script(shard(), |script| script.hold = false);
+    // Nobody has taken its place: it may come back at once, and what it says meanwhile is not a zombie's.
+    fixture.put("t", 0, &["a"]).await;
+    let error = soon("its end", old.next()).await.unwrap_err();
+    assert_eq!(error.reason(), Reason::CoordinatorLoading);
+    while let Err(error) = fixture.broker.describe_group(&group("g")).await {
+        assert_eq!(error.reason(), Reason::CoordinatorLoading);
+        tokio::task::yield_now().await;
+    }
+    commit(&mut old, 1, 0, 0);
+    let answer = soon("its answer", old.outbox.next()).await;
+    let outbox::Answered::Commit { result, .. } = answer else { panic!("not an answer to a commit") };
+    assert_eq!(result.unwrap_err().reason(), Reason::CoordinatorLoading);
+    let (epoch, positions) = (old.facts().epoch, vec![(name("t"), PartitionIndex(0), at(0))]);
+    let mut again = fixture.join_again(JoinRequest { epoch, positions, ..joining("m") }).await.unwrap();
+    assert!(again.facts().resumed);
+    assert_eq!(values(&records(event(&mut again).await)), ["a"]);
+}
+
+#[tokio::test]
 async fn a_stop_that_an_earlier_stream_did_not_answer_is_asked_again() {
     let fixture = Fixture::new().await;
     fixture.topic("t", 2).await;
