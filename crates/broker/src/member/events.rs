@@ -137,14 +137,17 @@ impl MemberSession {
     fn give_back_again(&mut self) {
         self.give_back_at = None;
         if !self.given_back.is_empty() {
-            self.outbox.stopped(self.given_back.iter().cloned().collect());
+            self.outbox.stopped(self.view.epoch, self.given_back.iter().cloned().collect());
         }
     }
 
     /// Makes events of the difference between a view and what was told.
     pub(super) fn follow(&mut self, view: MemberView) {
         let held = view.assignment.clone();
-        self.given_back.retain(|(topic, partition)| held.stopping.contains(topic, *partition));
+        // What is to be given back at another epoch was the member's again in between, even if no view was seen
+        // that says so: it is another stop.
+        let is_same = view.epoch == self.view.epoch;
+        self.given_back.retain(|(topic, partition)| is_same && held.stopping.contains(topic, *partition));
         self.epoch = view.epoch;
 
         let mut stopped = Vec::new();

@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use rimstone_types::{GroupName, MemberId, PartitionIndex, TopicName};
+use rimstone_types::{GroupEpoch, GroupName, MemberId, PartitionIndex, TopicName};
 use tokio::sync::{
     mpsc::{self, error::TrySendError},
     oneshot,
@@ -90,16 +90,18 @@ impl Outbox {
         self.asked.push_back(Asked::Commit { correlation, named, answer, _room: room });
     }
 
-    /// Tells that partitions are read no more.
-    pub(super) fn stopped(&mut self, named: Named) {
+    /// Tells that partitions are read no more, as was asked at an epoch.
+    pub(super) fn stopped(&mut self, epoch: GroupEpoch, named: Named) {
         let (group, member, token) = (self.group.clone(), self.member.clone(), self.token);
         let mut stopped = named.clone();
         let (reply, answer) = oneshot::channel();
         self.send(Command::ask(reply, move |now: &Now<'_>| {
             now.check_session(&group, &member, token)?;
             let view = now.groups.view(&group, &member).expect("who has a session is a member");
-            // What it was given again meanwhile is its own: a later view says so.
-            stopped.retain(|(topic, partition)| view.assignment.stopping.contains(topic, *partition));
+            // What it was given again meanwhile is its own, or another stop by now: a later view says so.
+            let is_same = view.epoch == epoch;
+            let stopping = &view.assignment.stopping;
+            stopped.retain(|(topic, partition)| is_same && stopping.contains(topic, *partition));
             let decision = now.groups.confirm_stop(&group, &member, view.epoch, &stopped)?;
             Ok(rimstone_state::group::Decision { records: decision.records, answer: () })
         }));

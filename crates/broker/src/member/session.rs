@@ -52,7 +52,7 @@ pub struct MemberSession {
     pub(super) epoch: GroupEpoch,
     /// What it was told to own, and has not given back.
     pub(super) cursors: BTreeMap<Place, Cursor>,
-    /// What it has given back; the shard has not answered with a view that says so.
+    /// What it has given back at the view's epoch; the shard has not answered with a view that says so.
     pub(super) given_back: BTreeSet<Place>,
     /// What could not be given back: when to try again.
     pub(super) give_back_at: Option<Instant>,
@@ -215,7 +215,7 @@ impl MemberSession {
             }
         }
         if !stopped.is_empty() {
-            self.outbox.stopped(stopped);
+            self.outbox.stopped(self.view.epoch, stopped);
         }
         if self.cursors.len() < before {
             self.subscribe();

@@ -306,6 +306,26 @@ async fn a_session_that_was_to_be_replaced_ends_when_that_is_lost() {
 }
 
 #[tokio::test]
+async fn what_is_taken_back_and_asked_for_again_unseen_is_another_stop() {
+    let fixture = Fixture::new().await;
+    fixture.topic("t", 2).await;
+    let mut first = fixture.join(joining("m1")).await;
+    assert_eq!(started(event(&mut first).await).len(), 2);
+    let mut second = fixture.join(joining("m2")).await;
+    assert_eq!(stopped(event(&mut first).await), [1]);
+    first.stopped(vec![place("t", 1)]);
+    assert_eq!(started(event(&mut second).await), [(1, Some(0))].into());
+    // All of this the first member's session sees as one.
+    second.leave(false).await.1.unwrap();
+    let mut third = fixture.join(joining("m3")).await;
+    let described = fixture.broker.describe_group(&group("g")).await.unwrap();
+    assert!(described.group.members[0].assignment.stopping.contains(&name("t"), PartitionIndex(1)));
+    assert_eq!(stopped(event(&mut first).await), [1]);
+    first.stopped(vec![place("t", 1)]);
+    assert_eq!(started(event(&mut third).await), [(1, Some(0))].into());
+}
+
+#[tokio::test]
 async fn a_stop_that_an_earlier_stream_did_not_answer_is_asked_again() {
     let fixture = Fixture::new().await;
     fixture.topic("t", 2).await;
