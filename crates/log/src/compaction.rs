@@ -89,6 +89,9 @@ pub struct Plan {
 /// A segment covers at most so many offsets: entries of the index have 32 bits for them.
 const RANGE_MAX: u64 = (u32::MAX / 2) as u64;
 
+/// So many segments become one at most: their files are all open when the new one takes their place.
+const MEMBERS_MAX: usize = 128;
+
 /// Plans over the sealed segments, oldest first, up to the first one that cannot be compacted: it reaches above
 /// the stable end or, not cleaned yet, has a batch that is too young.
 pub fn plan(sealed: &[Facts], stable: Offset, settings: &CompactionSettings, now: Timestamp) -> Plan {
@@ -117,17 +120,22 @@ pub fn groups(sealed: &[Facts], segment_bytes: u64) -> Vec<Range<usize>> {
     let mut groups = Vec::new();
     let mut first = 0;
     while first < sealed.len() {
-        let mut bytes = sealed[first].bytes;
-        let mut end = first + 1;
-        while let Some(next) = sealed.get(end)
-            && bytes + next.bytes <= segment_bytes
-            && next.next.since(sealed[first].base) <= RANGE_MAX
-        {
-            bytes += next.bytes;
-            end += 1;
-        }
+        let end = first + group(&sealed[first..], segment_bytes);
         groups.push(first..end);
         first = end;
     }
     groups
+}
+
+/// How many of the first segments are the first group; 0 of none.
+fn group(sealed: &[Facts], segment_bytes: u64) -> usize {
+    let Some(first) = sealed.first() else { return 0 };
+    // Positions in the index have 32 bits.
+    let segment_bytes = segment_bytes.min(u64::from(u32::MAX));
+    let mut bytes = first.bytes;
+    let joins = |next: &&Facts| {
+        bytes += next.bytes;
+        bytes <= segment_bytes && next.next.since(first.base) <= RANGE_MAX
+    };
+    1 + sealed[1..].iter().take(MEMBERS_MAX - 1).take_while(joins).count()
 }

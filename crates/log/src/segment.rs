@@ -7,7 +7,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
@@ -58,7 +58,7 @@ pub(crate) struct Segment {
     pub(crate) broken: Option<String>,
     /// The file, opened before compaction gave its name to another or took it away: who still reads this segment
     /// goes on in what it was.
-    replaced: OnceLock<File>,
+    replaced: RwLock<Option<Arc<File>>>,
 }
 
 #[derive(Debug)]
@@ -136,7 +136,7 @@ impl Segment {
             hints: Mutex::new(([(Offset::MAX, 0); HINTS], 0)),
             touched: AtomicBool::new(false),
             broken,
-            replaced: OnceLock::new(),
+            replaced: RwLock::new(None),
         }
     }
 
@@ -152,25 +152,22 @@ impl Segment {
         Self::with_state(path, header, end, end, state, None)
     }
 
-    /// Its name is about to be another file's, or nobody's: keeps the file at hand for those who read it.
-    pub(crate) fn keep_file(&self) -> Result<(), FileError> {
-        if self.replaced.get().is_none() {
-            let file = files::open_read(&self.path)?;
-            // A second one would be the same file: nobody else replaces it meanwhile.
-            drop(self.replaced.set(file));
-        }
-        Ok(())
+    /// Its name is about to be another file's, or nobody's: keeps the file, opened before, at hand for those who
+    /// read it. `None`: it has its name still.
+    pub(crate) fn keep_file(&self, file: Option<File>) {
+        *self.replaced.write() = file.map(Arc::new);
     }
 
     /// Does something with the file, opened for reading.
     fn with_file<T>(&self, read: impl FnOnce(&File) -> Result<T, FileError>) -> Result<T, FileError> {
-        if let Some(file) = self.replaced.get() {
-            return read(file);
+        let kept = || self.replaced.read().clone();
+        if let Some(file) = kept() {
+            return read(&file);
         }
         let opened = files::open_read(&self.path);
         // Once more: if the name went to another file before it was opened, the old one was kept before that.
-        match self.replaced.get() {
-            Some(file) => read(file),
+        match kept() {
+            Some(file) => read(&file),
             None => read(&opened?),
         }
     }
@@ -310,7 +307,7 @@ impl Segment {
     /// Rebuilds the index file from the log: the one that is there is missing or wrong.
     pub(crate) fn replace_index(&self) -> Result<Vec<IndexEntry>, LogReadError> {
         let (entries, totals) = self.rebuild()?;
-        if self.replaced.get().is_some() {
+        if self.replaced.read().is_some() {
             // The index file is the new segment's.
             self.state.write().index = Index::Memory(entries.clone());
             return Ok(entries);

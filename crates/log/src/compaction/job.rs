@@ -3,7 +3,6 @@
 //! asked again before a group is replaced.
 
 use std::{
-    ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -12,7 +11,7 @@ use rimstone_record::{Batch, BatchHeader};
 use rimstone_types::{Offset, PartitionId, Timestamp};
 
 use super::{
-    Facts, Judged, Sieve, groups,
+    Facts, Judged, Sieve, group,
     output::Output,
     swap::{Compactable, Replacement},
 };
@@ -20,7 +19,7 @@ use crate::{
     config::{LogConfig, SaltSource},
     error::{FileError, LogReadError},
     frame::{Content, SEGMENT_HEADER_LENGTH, SegmentHeader},
-    reader::STORED,
+    reader::{LogReader, STORED},
     segment::{Cold, SCAN_WINDOW, Segment},
     walk::{Step as Walked, Walker},
 };
@@ -48,16 +47,6 @@ pub enum CompactionError {
     /// An operation on a file failed; what was there before is there.
     #[error(transparent)]
     File(#[from] FileError),
-}
-
-impl From<LogReadError> for CompactionError {
-    fn from(error: LogReadError) -> Self {
-        match error {
-            LogReadError::File(error) if error.is_missing() => Self::Overtaken,
-            LogReadError::File(error) => Self::File(error),
-            other => Self::Damaged { segment: Offset::ZERO, reason: other.to_string() },
-        }
-    }
 }
 
 /// What a pass has done so far.
@@ -94,10 +83,12 @@ pub struct Compaction {
     salts: SaltSource,
     index_interval: u64,
     now: Timestamp,
+    reader: LogReader,
+    /// What is still to be gone over; what is done or trimmed is let go of, so that its files can go.
     segments: Vec<Arc<Segment>>,
+    /// Of these segments.
     facts: Vec<Facts>,
     dirty_from: Offset,
-    groups: Vec<Range<usize>>,
     segment_bytes: u64,
     sieve: Sieve,
     phase: Phase,
@@ -107,8 +98,11 @@ pub struct Compaction {
 #[derive(Debug)]
 enum Phase {
     Learning(Place),
+    /// The first segments become the next group.
+    Choosing,
     /// Whether anything goes from a segment that was cleaned before and has no neighbour to be merged with.
-    Looking(usize, Place),
+    Looking(Place),
+    /// So many of the first segments become one.
     Writing(usize, Place, Box<Writing>),
     Done,
 }
@@ -136,6 +130,14 @@ impl Place {
         let link = segments.get(segment).map_or(0, |segment| segment.header.check());
         Self { segment, position: SEGMENT_HEADER_LENGTH as u64, link }
     }
+
+    /// After so many of the first segments were let go of: where it was, or at the first one that is left.
+    fn without(self, gone: usize, left: &[Arc<Segment>]) -> Self {
+        match self.segment.checked_sub(gone) {
+            Some(segment) => Self { segment, ..self },
+            None => Self::at(left, 0),
+        }
+    }
 }
 
 /// What a walk does with a batch.
@@ -150,6 +152,7 @@ impl Compaction {
         id: PartitionId,
         directory: &Path,
         config: &LogConfig,
+        reader: LogReader,
         found: Compactable,
         sieve: Sieve,
         now: Timestamp,
@@ -162,10 +165,9 @@ impl Compaction {
             salts: config.salts.clone(),
             index_interval: config.index_interval_bytes,
             now,
+            reader,
             dirty_from: plan.dirty_from,
-            groups: Vec::new(),
-            // Positions in the index have 32 bits.
-            segment_bytes: config.segment_bytes.min(u64::from(u32::MAX)),
+            segment_bytes: config.segment_bytes,
             sieve,
             phase: Phase::Learning(Place::at(&segments, first_dirty)),
             progress: Progress::default(),
@@ -216,12 +218,31 @@ impl Compaction {
     /// # Errors
     /// [`CompactionError`]: the pass is over, and is to be dropped.
     pub fn advance(&mut self, budget: u64) -> Result<CompactionStep, CompactionError> {
-        match std::mem::replace(&mut self.phase, Phase::Done) {
-            Phase::Learning(place) => self.learn(place, budget),
-            Phase::Looking(group, place) => self.look(group, place, budget),
-            Phase::Writing(group, place, writing) => self.write(group, place, writing, budget),
-            Phase::Done => Ok(CompactionStep::Done),
+        let phase = std::mem::replace(&mut self.phase, Phase::Done);
+        match (phase, self.let_go_of_trimmed()) {
+            (Phase::Learning(place), trimmed) => self.learn(place.without(trimmed, &self.segments), budget),
+            // A group that lost a member is begun anew without it, and so is the file that was written.
+            (Phase::Choosing, _) | (Phase::Looking(_) | Phase::Writing(..), 1..) => {
+                self.next_group()?;
+                Ok(CompactionStep::More)
+            }
+            (Phase::Looking(place), 0) => self.look(place, budget),
+            (Phase::Writing(members, place, writing), 0) => self.write(members, place, writing, budget),
+            (Phase::Done, _) => Ok(CompactionStep::Done),
         }
+    }
+
+    /// What lies wholly below the log start is gone, and its files are. Answers how many segments that were.
+    fn let_go_of_trimmed(&mut self) -> usize {
+        let start = self.reader.start();
+        let trimmed = self.facts.iter().take_while(|facts| facts.next <= start).count();
+        self.let_go_of(trimmed);
+        trimmed
+    }
+
+    fn let_go_of(&mut self, first: usize) -> Vec<Arc<Segment>> {
+        self.facts.drain(..first);
+        self.segments.drain(..first).collect()
     }
 
     fn learn(&mut self, mut place: Place, budget: u64) -> Result<CompactionStep, CompactionError> {
@@ -242,31 +263,30 @@ impl Compaction {
         }
         let end = self.sieve.end();
         let count = self.facts.iter().take_while(|facts| facts.base < end).count();
-        self.groups = groups(&self.facts[..count], self.segment_bytes);
-        self.next_group(0)?;
+        self.facts.truncate(count);
+        self.segments.truncate(count);
+        self.phase = Phase::Choosing;
         Ok(CompactionStep::More)
     }
 
-    fn next_group(&mut self, group: usize) -> Result<(), CompactionError> {
-        let Some(members) = self.groups.get(group).cloned() else {
+    fn next_group(&mut self) -> Result<(), CompactionError> {
+        let members = group(&self.facts, self.segment_bytes);
+        let Some(first) = self.facts.first() else {
             self.phase = Phase::Done;
             return Ok(());
         };
-        let facts = &self.facts[members.start];
-        let place = Place::at(&self.segments, members.start);
-        if members.len() == 1 && facts.cleaned == facts.next {
-            self.phase = Phase::Looking(group, place);
+        if members == 1 && first.cleaned == first.next {
+            self.phase = Phase::Looking(Place::at(&self.segments, 0));
             return Ok(());
         }
-        self.begin_group(group, place)
+        self.begin_group(members)
     }
 
-    fn begin_group(&mut self, group: usize, place: Place) -> Result<(), CompactionError> {
-        let members = self.groups[group].clone();
-        let base = self.facts[members.start].base;
-        let end = self.facts[members.end - 1].next;
+    fn begin_group(&mut self, members: usize) -> Result<(), CompactionError> {
+        let base = self.facts[0].base;
+        let end = self.facts[members - 1].next;
         let learned = self.sieve.end();
-        let replaced: Vec<u32> = self.segments[members].iter().map(|segment| segment.header.salt).collect();
+        let replaced: Vec<u32> = self.segments[..members].iter().map(|segment| segment.header.salt).collect();
         let mut salt = (self.salts.0)();
         while replaced.contains(&salt) {
             salt = salt.wrapping_add(1);
@@ -280,19 +300,15 @@ impl Compaction {
             created: self.now,
         };
         let output = Output::create(&self.directory, header, end, self.index_interval)?;
-        self.phase = Phase::Writing(group, place, Box::new(Writing { output, removed: 0, gone: None }));
+        let writing = Box::new(Writing { output, removed: 0, gone: None });
+        self.phase = Phase::Writing(members, Place::at(&self.segments, 0), writing);
         Ok(())
     }
 
-    fn look(
-        &mut self,
-        group: usize,
-        mut place: Place,
-        budget: u64,
-    ) -> Result<CompactionStep, CompactionError> {
-        let (until, sieve) = (self.groups[group].end, &self.sieve);
+    fn look(&mut self, mut place: Place, budget: u64) -> Result<CompactionStep, CompactionError> {
+        let sieve = &self.sieve;
         let mut changes = false;
-        let walked = walk(&self.segments, &mut place, until, budget, |segment, _, _, payload| {
+        let walked = walk(&self.segments, &mut place, 1, budget, |segment, _, _, payload| {
             let batch = verified(segment, payload)?;
             // An emptied batch that nobody remembers any more is not worth a segment.
             changes = match sieve.judge(&batch).map_err(|error| damaged(segment, &error))? {
@@ -303,26 +319,26 @@ impl Compaction {
         })?;
         self.progress.read_bytes += walked.bytes;
         if changes {
-            let place = Place::at(&self.segments, self.groups[group].start);
-            self.begin_group(group, place)?;
+            self.begin_group(1)?;
         } else if walked.over {
-            self.next_group(group + 1)?;
+            self.let_go_of(1);
+            self.phase = Phase::Choosing;
         } else {
-            self.phase = Phase::Looking(group, place);
+            self.phase = Phase::Looking(place);
         }
         Ok(CompactionStep::More)
     }
 
     fn write(
         &mut self,
-        group: usize,
+        members: usize,
         mut place: Place,
         mut writing: Box<Writing>,
         budget: u64,
     ) -> Result<CompactionStep, CompactionError> {
-        let (until, sieve) = (self.groups[group].end, &self.sieve);
+        let sieve = &self.sieve;
         let before = writing.output.bytes();
-        let walked = walk(&self.segments, &mut place, until, budget, |segment, header, time, payload| {
+        let walked = walk(&self.segments, &mut place, members, budget, |segment, header, time, payload| {
             let batch = verified(segment, payload)?;
             match sieve.judge(&batch).map_err(|error| damaged(segment, &error))? {
                 Judged::Same => writing.output.add(batch.bytes(), header, time)?,
@@ -341,12 +357,12 @@ impl Compaction {
         if !walked.over {
             writing.output.flush()?;
             self.progress.written_bytes += writing.output.bytes() - before;
-            self.phase = Phase::Writing(group, place, writing);
+            self.phase = Phase::Writing(members, place, writing);
             return Ok(CompactionStep::More);
         }
         let Writing { mut output, removed, gone } = *writing;
-        let members = self.groups[group].clone();
-        let end = self.facts[members.end - 1].next;
+        let last = self.facts[members - 1];
+        let end = last.next;
         if output.next_offset() < end
             && let Some((batch, time)) = gone
         {
@@ -354,15 +370,15 @@ impl Compaction {
         }
         if output.next_offset() != end {
             let reason = format!("it ends at offset {} instead of {end}", output.next_offset());
-            return Err(CompactionError::Damaged { segment: self.facts[members.end - 1].base, reason });
+            return Err(CompactionError::Damaged { segment: last.base, reason });
         }
         output.finish()?;
         self.progress.written_bytes += output.bytes() - before;
         self.progress.records_removed += removed;
-        self.progress.segments_before += members.len() as u32;
+        self.progress.segments_before += members as u32;
         self.progress.segments_after += 1;
-        let replaces = self.segments[members].to_vec();
-        self.next_group(group + 1)?;
+        let replaces = self.let_go_of(members);
+        self.phase = Phase::Choosing;
         Ok(CompactionStep::Replace(Box::new(Replacement {
             output,
             replaces,
@@ -373,6 +389,13 @@ impl Compaction {
 
 fn damaged(segment: &Segment, error: &dyn std::fmt::Display) -> CompactionError {
     CompactionError::Damaged { segment: segment.base, reason: error.to_string() }
+}
+
+fn unreadable(segment: &Segment, error: LogReadError) -> CompactionError {
+    match error {
+        LogReadError::File(error) => CompactionError::File(error),
+        other => damaged(segment, &other),
+    }
 }
 
 fn verified(segment: &Segment, payload: bytes::Bytes) -> Result<Batch, CompactionError> {
@@ -405,7 +428,7 @@ fn walk(
             if bytes >= budget {
                 return Ok(WalkedOver { bytes, over: false });
             }
-            let (at, frame) = match walker.step()? {
+            let (at, frame) = match walker.step().map_err(|error| unreadable(segment, error))? {
                 Walked::Frame(at, frame) => (at, frame),
                 Walked::Invalid(at, error) => {
                     return Err(damaged(segment, &format!("no valid frame at byte {at}: {error}")));
@@ -419,7 +442,7 @@ fn walk(
                 ));
             }
             let Content::Batch(header) = frame.content else { break };
-            let payload = walker.payload(at, &frame)?;
+            let payload = walker.payload(at, &frame).map_err(|error| unreadable(segment, error))?;
             if let Visit::Stop = visit(segment, &header, frame.append_time, payload)? {
                 return Ok(WalkedOver { bytes, over: true });
             }

@@ -135,12 +135,15 @@ impl Output {
     /// Gives the finished file its name, durably, in place of what has it, and answers the segment with the check
     /// of its last frame.
     pub(crate) fn install(mut self) -> Result<(Segment, u32), CompactionError> {
+        // Opened before: only a sync that fails leaves it unknown whether the name is durable.
+        let directory = self.target.parent().unwrap_or(Path::new("."));
+        let names = files::open_read(directory)?;
         std::fs::rename(&self.path, &self.target)
             .map_err(|error| FileError::new("rename", &self.path, error))?;
         self.installed = true;
-        if let Some(directory) = self.target.parent() {
-            files::sync_directory(directory).map_err(CompactionError::Unknown)?;
-        }
+        names
+            .sync_all()
+            .map_err(|error| CompactionError::Unknown(FileError::new("sync directory", directory, error)))?;
         let entries = std::mem::take(&mut self.index.entries);
         let segment = Segment::compacted(
             self.target.clone(),

@@ -1,6 +1,7 @@
 //! Where a pass touches the log: what it may work on, and putting a group that is written in place of the old one.
 
 use std::{
+    fs::File,
     path::PathBuf,
     sync::{Arc, atomic::Ordering},
 };
@@ -63,12 +64,21 @@ impl Replacement {
     /// not after a power cut: nothing may rest on it.
     pub fn install(self, durable_snapshot: Offset) -> Result<Replaced, CompactionError> {
         let Self { output, replaces, directory } = self;
+        // All or none: what is kept for nothing would stay open.
+        let opened: Vec<File> =
+            replaces.iter().map(|segment| files::open_read(segment.path())).collect::<Result<_, _>>()?;
         // The numbers of requests whose content goes are in that snapshot: it must stay the oldest one.
         snapshot::remove_before(&directory, durable_snapshot);
-        for segment in &replaces {
-            segment.keep_file()?;
+        for (segment, file) in replaces.iter().zip(opened) {
+            segment.keep_file(Some(file));
         }
-        let (segment, last_check) = output.install()?;
+        let installed = output.install();
+        if let Err(CompactionError::File(_)) = &installed {
+            for segment in &replaces {
+                segment.keep_file(None);
+            }
+        }
+        let (segment, last_check) = installed?;
         Ok(Replaced { segment: Arc::new(segment), last_check, replaces })
     }
 }
@@ -147,7 +157,7 @@ impl Log {
         let salts = &self.config().salts.0;
         let seed = u64::from(salts()) << 32 | u64::from(salts());
         let sieve = Sieve::new(settings, self.reader().start(), now, numbered, seed);
-        Compaction::new(self.shared.id, self.directory(), self.config(), found, sieve, now)
+        Compaction::new(self.shared.id, self.directory(), self.config(), self.reader(), found, sieve, now)
     }
 
     /// Whether the segments of a group are still there, and state of their producers is durable: what

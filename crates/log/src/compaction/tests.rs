@@ -2,6 +2,7 @@
 
 mod model;
 mod pass;
+mod swap;
 
 use super::*;
 

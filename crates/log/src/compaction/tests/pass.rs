@@ -202,7 +202,7 @@ pub(super) fn copy(from: &Path) -> tempfile::TempDir {
     to
 }
 
-fn always() -> CompactionSettings {
+pub(super) fn always() -> CompactionSettings {
     CompactionSettings { dirty_ratio: 0.0, ..settings() }
 }
 
