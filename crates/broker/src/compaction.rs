@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rimstone_store::{Compacted, PartitionStore, StoreError};
+use rimstone_store::{Compacted, PartitionStore, StoreError, StoreState};
 use rimstone_types::{ByteCount, PartitionId, PartitionIndex, Timestamp, TopicName};
 use tokio::time::MissedTickBehavior;
 
@@ -41,7 +41,7 @@ pub struct CompactionReport {
 #[derive(Debug, Default)]
 pub(crate) struct Compacting {
     current: Option<Candidate>,
-    /// Failed in this round.
+    /// Failed, or gone, in this round.
     failed: BTreeSet<PartitionId>,
 }
 
@@ -97,7 +97,11 @@ impl Inner {
                     more: done.more || done.finished,
                 }
             }
-            Err(StoreError::Deleted | StoreError::ShuttingDown) => {
+            // The store takes no more work: not even from the others.
+            Err(StoreError::ShuttingDown) => CompactionReport::default(),
+            Err(StoreError::Deleted) => {
+                // It may still be in the list for a moment.
+                compacting.failed.insert(candidate.id);
                 CompactionReport { more: true, ..CompactionReport::default() }
             }
             Err(error) => {
@@ -118,9 +122,10 @@ impl Inner {
             }
             for (partition, store) in topic.open_partitions() {
                 let id = topic.partition_id(partition);
-                // Nothing is dirty: known without a look at the files.
-                let clean = store.info().dirtiness.is_none_or(|dirtiness| dirtiness.dirty_bytes == 0);
-                if clean || failed.contains(&id) {
+                // Nothing is dirty, or nothing can be done: known without a look at the files.
+                let info = store.info();
+                let clean = info.dirtiness.is_none_or(|dirtiness| dirtiness.dirty_bytes == 0);
+                if clean || info.state != StoreState::Serving || failed.contains(&id) {
                     continue;
                 }
                 let dirtiness = match store.dirtiness(now).await {

@@ -113,6 +113,37 @@ async fn a_log_that_fails_does_not_keep_the_others_waiting() {
 }
 
 #[tokio::test]
+async fn what_cannot_be_compacted_is_not_tried_again_and_again() {
+    let fixture = Fixture::new().await;
+    for topic in ["good", "bad"] {
+        compacted(&fixture, topic, &[]).await;
+        put_keys(&fixture, topic, 40, 3).await;
+    }
+    let (good, bad) = (fixture.partition("good", 0), fixture.partition("bad", 0));
+    let fail = |partition, error: Option<rimstone_store::StoreError>| {
+        fixture.store.script(partition, |script| script.compact_error = error.clone());
+    };
+    // The store takes no more work.
+    for partition in [good, bad] {
+        fail(partition, Some(rimstone_store::StoreError::ShuttingDown));
+    }
+    let did = fixture.broker.compact(fixture.clock.now()).await;
+    assert!(!did.more && !did.failed, "{did:?}");
+    assert_eq!(fixture.store.slices(good) + fixture.store.slices(bad), 1);
+    // One that is gone does not keep the others waiting, and one that is poisoned is not asked.
+    let asked = fixture.store.slices(bad);
+    fail(good, None);
+    fail(bad, Some(rimstone_store::StoreError::Deleted));
+    let did = compact_all(&fixture.broker, fixture.clock.now()).await;
+    assert!(!did.failed && did.finished, "{did:?}");
+    assert_eq!(fixture.store.slices(bad), asked + 1);
+    fixture.store.script(bad, |script| script.poisoned = Some("a sync failed".to_owned()));
+    let did = compact_all(&fixture.broker, fixture.clock.now()).await;
+    assert!(!did.failed, "{did:?}");
+    assert_eq!(fixture.store.slices(bad), asked + 1);
+}
+
+#[tokio::test]
 async fn a_compacted_topic_takes_only_records_with_keys() {
     let fixture = Fixture::new().await;
     fixture.topic("t", 1).await;

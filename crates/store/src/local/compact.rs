@@ -79,6 +79,11 @@ impl LocalPartition {
         self.compaction.work().pass = None;
     }
 
+    #[cfg(test)]
+    pub(super) fn has_pass(&self) -> bool {
+        self.compaction.work().pass.is_some()
+    }
+
     /// What can be compacted now, and by which settings.
     pub(super) async fn compactable(
         self: &Arc<Self>,
@@ -101,7 +106,16 @@ impl LocalPartition {
         now: Timestamp,
         budget: ByteCount,
     ) -> Result<Compacted, StoreError> {
-        self.check_serving()?;
+        if let Err(error) = self.check_serving() {
+            // Nobody else would end it: it holds a table of keys, a file and descriptors.
+            let partition = Arc::clone(self);
+            blocking(move || {
+                partition.stop_compaction();
+                Ok(())
+            })
+            .await?;
+            return Err(error);
+        }
         let begun = match self.compaction.work.try_lock() {
             // The slice of a call that was dropped still runs.
             None => return Ok(Compacted { more: true, ..Compacted::default() }),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::{CleanupPolicy, Compacted, CompactionConfig, ReadError, Share};
+use crate::{CleanupPolicy, Compacted, CompactionConfig, ReadError, Share, StoreError};
 
 const NOW: Timestamp = Timestamp(1_700_000_000_000);
 
@@ -160,4 +160,21 @@ async fn damage_is_told_once_and_what_lies_before_it_is_compacted() {
     assert_eq!(std::fs::read(rotten).unwrap(), content, "what is damaged stays as it is");
     // Everything else is served and taken.
     partition.submit(keyed("same", "after")).unwrap().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_partition_that_is_given_up_holds_no_pass() {
+    let directory = tempfile::tempdir().unwrap();
+    let storage = LocalStorage::open(options(directory.path(), SyncPreference::Auto)).unwrap();
+    let partition = storage.open(id(1), compacted(), OpenMode::CreateNew).await.unwrap();
+    for n in 0..60 {
+        partition.submit(keyed("same", &format!("{n} {}", "x".repeat(300)))).unwrap().await.unwrap();
+    }
+    assert!(partition.compact(NOW, ByteCount(1)).await.unwrap().more);
+    let local = Arc::clone(&storage.shared.all()[0]);
+    assert!(local.has_pass());
+    local.poison("a sync failed");
+    let refused = partition.compact(NOW, ByteCount(1)).await;
+    assert!(matches!(refused, Err(StoreError::Poisoned { .. })), "{refused:?}");
+    assert!(!local.has_pass());
 }
