@@ -24,7 +24,6 @@ mod record;
 mod state;
 #[cfg(test)]
 mod tests;
-mod told;
 
 pub use assign::Assignor;
 pub use error::{CommitError, FencedBecause, GroupError};
@@ -37,7 +36,6 @@ pub use record::{
     TopicsValue,
 };
 pub use state::{Decision, Groups, Topics};
-pub use told::{ToTell, Told};
 
 /// Members of one group: their records are rewritten together when the target changes, and one decision must
 /// fit one batch.

@@ -12,8 +12,9 @@ use super::{
     state::{Group, Groups},
 };
 
-/// What a member is to know of its membership. Level-triggered: the latest one says it all (see
-/// [`Told`](super::Told)).
+/// What a member is to know of its membership. Level-triggered: the latest one says it all, and those before
+/// may be passed over. Everything in `stopping` is to be told, also what was never started; told at another
+/// epoch, it is another stop.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemberView {
     /// The group's epoch, or an earlier one while there is something to give back.

@@ -5,5 +5,6 @@ mod membership;
 mod model;
 mod offsets;
 mod records;
+mod session;
 mod size;
 mod told;

@@ -5,10 +5,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use rimstone_types::{GroupEpoch, MemberId, PartitionIndex, TopicName};
 
-use super::common::{TestTopics, at, group, offset};
+use super::{
+    common::{TestTopics, at, group, offset},
+    session::Told,
+};
 use crate::group::{
     Commit, Committer, Decision, FencedBecause, GroupError, GroupRecord, Groups, Join, MemberView, Removal,
-    Told,
 };
 
 pub(super) type Place = (TopicName, PartitionIndex);

@@ -4,8 +4,11 @@ use std::sync::Arc;
 
 use rimstone_types::{GroupEpoch, TopicId};
 
-use super::common::places;
-use crate::group::{AssignmentValue, MemberView, Partitions, ToTell, Told};
+use super::{
+    common::places,
+    session::{ToTell, Told},
+};
+use crate::group::{AssignmentValue, MemberView, Partitions};
 
 fn set(of: &[&str]) -> Partitions {
     let mut set = Partitions::default();

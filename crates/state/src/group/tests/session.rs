@@ -1,15 +1,15 @@
-//! What the client of a member has been told: turns views, of which some may have been passed over, into
-//! starts and stops.
+//! The model's session: what the client of a member has been told. It turns views, of which some may have been
+//! passed over, into starts and stops.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use rimstone_types::{GroupEpoch, PartitionIndex, TopicName};
 
-use super::{partitions::Partitions, query::MemberView};
+use crate::group::{MemberView, Partitions};
 
 /// What one session has told its client.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Told {
+pub(super) struct Told {
     epoch: GroupEpoch,
     /// What the client reads, as far as this session knows: claimed when it came, or started; not yet stopped.
     reads: BTreeSet<(TopicName, PartitionIndex)>,
@@ -26,31 +26,34 @@ struct Stop {
 
 /// What is new to the client.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct ToTell {
+pub(super) struct ToTell {
     /// The member's epoch.
-    pub epoch: GroupEpoch,
+    pub(super) epoch: GroupEpoch,
     /// To be told first. Only the client's answer confirms a stop, so it is told also what this session has
     /// never started; it answers at once for what it does not read, and once for each stop.
-    pub stop: Vec<(TopicName, PartitionIndex)>,
+    pub(super) stop: Vec<(TopicName, PartitionIndex)>,
     /// From now on the member's.
-    pub start: Vec<(TopicName, PartitionIndex)>,
+    pub(super) start: Vec<(TopicName, PartitionIndex)>,
 }
 
 impl Told {
     /// A session whose join was answered with an epoch; `claimed` is what the client said that it reads, and
     /// nothing for one that does not go on with what it had.
-    pub fn new(epoch: GroupEpoch, claimed: impl IntoIterator<Item = (TopicName, PartitionIndex)>) -> Self {
+    pub(super) fn new(
+        epoch: GroupEpoch,
+        claimed: impl IntoIterator<Item = (TopicName, PartitionIndex)>,
+    ) -> Self {
         Self { epoch, reads: claimed.into_iter().collect(), stops: BTreeMap::new() }
     }
 
     /// The epoch that the client was told last; with this one a stop is confirmed.
-    pub fn epoch(&self) -> GroupEpoch {
+    pub(super) fn epoch(&self) -> GroupEpoch {
         self.epoch
     }
 
     /// What of a durable view is new to the client. Views come in their order; of several that wait the last
     /// is enough.
-    pub fn show(&mut self, view: &MemberView) -> ToTell {
+    pub(super) fn show(&mut self, view: &MemberView) -> ToTell {
         self.epoch = view.epoch;
         let places = |partitions: &Partitions| -> BTreeSet<_> {
             partitions.iter().map(|(topic, _, index)| (topic.clone(), index)).collect()
@@ -73,7 +76,7 @@ impl Told {
     /// The client says that it has stopped these: those for which that answers a stop of this session, to be
     /// confirmed to the shard. The others are passed over: the client could have said it before it was started
     /// again.
-    pub fn stopped(
+    pub(super) fn stopped(
         &mut self,
         places: impl IntoIterator<Item = (TopicName, PartitionIndex)>,
     ) -> Vec<(TopicName, PartitionIndex)> {
@@ -90,7 +93,7 @@ impl Told {
     }
 
     /// Whether records of a partition are to be sent: the client reads it and was not told to stop.
-    pub fn sends(&self, place: &(TopicName, PartitionIndex)) -> bool {
+    pub(super) fn sends(&self, place: &(TopicName, PartitionIndex)) -> bool {
         self.reads.contains(place) && !self.stops.contains_key(place)
     }
 }
