@@ -23,7 +23,7 @@ struct Signs {
     working: Option<Instant>,
     /// Since when it has been asked to give partitions back. `None`: it has nothing to give back.
     stopping: Option<Instant>,
-    /// Nobody reads what it says at the moment: its silence is the server's.
+    /// What it says is not read until the shard has answered: its silence is the server's.
     unheard: bool,
 }
 
@@ -47,7 +47,7 @@ impl Pulse {
         self.signs.lock().alive = Instant::now();
     }
 
-    /// Whether what it says is read at the moment.
+    /// Whether what it says is read, or could be if the member took the answers that there are.
     pub(crate) fn heard(&self, heard: bool) {
         let mut signs = self.signs.lock();
         if signs.unheard && heard {
@@ -92,10 +92,8 @@ impl Pulse {
     /// The next deadline, and which one it is.
     pub(crate) fn deadline(&self) -> (Instant, Overdue) {
         let signs = *self.signs.lock();
-        if signs.unheard {
-            return (Instant::now() + self.session_timeout, Overdue::Session);
-        }
-        let session = (signs.alive + self.session_timeout, Overdue::Session);
+        let alive = if signs.unheard { Instant::now() } else { signs.alive };
+        let session = (alive + self.session_timeout, Overdue::Session);
         let poll = [signs.working, signs.stopping].into_iter().flatten().min();
         match poll.map(|since| since + self.max_poll_interval) {
             Some(poll) if poll < session.0 => (poll, Overdue::Poll),
@@ -154,6 +152,22 @@ mod tests {
         tokio::time::advance(SESSION / 3).await;
         pulse.heard(true);
         assert_eq!(pulse.deadline().0, Instant::now() + SESSION - SESSION / 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_not_read_is_to_get_on_all_the_same() {
+        for stopping in [false, true] {
+            let pulse = Pulse::new(SESSION, POLL);
+            let start = Instant::now();
+            if stopping {
+                pulse.stopping(true)
+            } else {
+                pulse.sent()
+            }
+            pulse.heard(false);
+            tokio::time::advance(POLL - SESSION / 2).await;
+            assert_eq!(pulse.deadline(), (start + POLL, Overdue::Poll));
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,7 +1,7 @@
 //! What a session tells its member: partitions by the difference between the latest view and what was told
 //! before, then records in turn.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, time::Duration};
 
 use rimstone_state::group::MemberView;
 use tokio::time::{Instant, sleep_until};
@@ -60,6 +60,14 @@ impl MemberSession {
                 self.wait().await?;
             }
         }
+    }
+
+    /// To be run while the member takes nothing: from when an answer waits for it, its silence is its own again.
+    /// Never ends; nothing is lost if it is dropped.
+    pub async fn hear(&mut self) -> Infallible {
+        self.outbox.wait().await;
+        self.pulse.heard(true);
+        std::future::pending().await
     }
 
     /// Waits until there may be something.

@@ -57,6 +57,8 @@ pub(super) struct Outbox {
     /// What found the mailbox full, or stands behind it.
     unsent: VecDeque<Command>,
     asked: VecDeque<Asked>,
+    /// The oldest answer, if it has come and was not taken.
+    answered: Option<Answered>,
 }
 
 impl Outbox {
@@ -66,15 +68,23 @@ impl Outbox {
         token: u64,
         mailbox: mpsc::Sender<Command>,
     ) -> Self {
-        Self { group, member, token, mailbox, unsent: VecDeque::new(), asked: VecDeque::new() }
+        Self {
+            group,
+            member,
+            token,
+            mailbox,
+            unsent: VecDeque::new(),
+            asked: VecDeque::new(),
+            answered: None,
+        }
     }
 
     pub(super) fn has_room(&self) -> bool {
-        self.asked.len() < COMMITS_MAX
+        self.asked.len() + usize::from(self.answered.is_some()) < COMMITS_MAX
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        self.asked.is_empty()
+        self.asked.is_empty() && self.answered.is_none()
     }
 
     pub(super) fn commit(
@@ -123,6 +133,20 @@ impl Outbox {
     /// Sends what is not sent; answers the oldest answer. Pending while there is neither. Nothing is lost if
     /// this is dropped.
     pub(super) async fn next(&mut self) -> Answered {
+        match self.answered.take() {
+            Some(answered) => answered,
+            None => self.oldest().await,
+        }
+    }
+
+    /// As [`next`](Self::next), but leaves the answer where it is.
+    pub(super) async fn wait(&mut self) {
+        if self.answered.is_none() {
+            self.answered = Some(self.oldest().await);
+        }
+    }
+
+    async fn oldest(&mut self) -> Answered {
         loop {
             let Self { mailbox, unsent, asked, .. } = self;
             let Some(oldest) = asked.front_mut() else { return std::future::pending().await };

@@ -441,6 +441,32 @@ async fn a_member_that_does_not_get_on_loses_its_partitions() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn only_what_the_server_has_not_answered_excuses_silence() {
+    let fixture = Fixture::new().await;
+    fixture.topic("t", 1).await;
+    let mut session = fixture.join(joining("m")).await;
+    started(event(&mut session).await);
+    fixture.store.script(shard(), |script| script.hold = true);
+    for correlation in 0..64 {
+        commit(&mut session, correlation, 0, 0);
+    }
+    assert!(!session.takes_messages());
+    let longer_than_a_session = Duration::from_secs(100);
+    let _ = tokio::time::timeout(longer_than_a_session, session.hear()).await;
+    fixture.store.script(shard(), |script| script.hold = false);
+    while fixture.store.held(shard()) > 0 {
+        fixture.store.release(shard(), None).await;
+    }
+    let members = async || fixture.broker.describe_group(&group("g")).await.unwrap().group.members.len();
+    let _ = tokio::time::timeout(Duration::from_secs(30), session.hear()).await;
+    assert_eq!(members().await, 1);
+    // The answers are there, and it does not take them.
+    let _ = tokio::time::timeout(Duration::from_secs(30), session.hear()).await;
+    assert_eq!(members().await, 0);
+    assert!(!session.takes_messages());
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_has_worked_off_what_it_was_sent_may_be_idle() {
     let fixture = Fixture::new().await;
     fixture.topic("t", 1).await;

@@ -104,7 +104,11 @@ impl ConsumeStream {
             let takes_messages = session.takes_messages();
             let told = async {
                 // Room first: what is taken from the session can then be sent.
-                let room = self.answers.reserve().await.map_err(|_| End::Gone)?;
+                let room = tokio::select! {
+                    biased;
+                    room = self.answers.reserve() => room.map_err(|_| End::Gone)?,
+                    never = session.hear() => match never {},
+                };
                 let event = session.next().await.map_err(|error| End::Refused(refusal(&error)))?;
                 Ok::<_, End>((room, event))
             };
