@@ -17,7 +17,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use futures::future::BoxFuture;
@@ -40,6 +40,10 @@ use crate::{
     },
     sync::{SyncPreference, Syncer},
 };
+
+/// `max.compaction.lag.ms` makes segments roll, so that what is in them can be compacted; a shorter age than this
+/// would make a segment of every group of batches. The lower bound of `segment.ms`.
+const SEGMENT_AGE_MIN: Duration = Duration::from_secs(1);
 
 /// Where the store gets the time.
 #[derive(Clone)]
@@ -163,7 +167,7 @@ impl Shared {
             segment_bytes: config.segment_bytes.get(),
             // What is in the active segment cannot be compacted.
             segment_age: match config.compaction.max_lag {
-                Some(lag) if config.cleanup.compacts() => config.segment_age.min(lag),
+                Some(lag) if config.cleanup.compacts() => config.segment_age.min(lag.max(SEGMENT_AGE_MIN)),
                 _ => config.segment_age,
             },
             index_interval_bytes: config.index_interval.get(),

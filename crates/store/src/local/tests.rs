@@ -203,6 +203,10 @@ async fn a_failed_sync_poisons_what_is_undurable_and_nothing_else() {
 }
 
 #[tokio::test]
+#[expect(
+    clippy::await_holding_lock,
+    reason = "it holds the flusher, a thread of its own, until the ends were looked at"
+)]
 async fn what_readers_have_seen_they_go_on_seeing_when_written_is_taken_back() {
     let directory = tempfile::tempdir().unwrap();
     let storage = LocalStorage::open(options(directory.path(), SyncPreference::Auto)).unwrap();
