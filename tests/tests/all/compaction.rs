@@ -300,6 +300,41 @@ async fn killed_before_each_of_its_steps_the_old_or_the_new_is_there() {
     }
 }
 
+/// A disk that says no to a pass: the log is as it was and goes on being served, and a later pass does it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pass_that_fails_leaves_everything_as_it_was() {
+    if let Some(why) = why_not() {
+        return skip("compaction", why);
+    }
+    let mut random = StdRng::seed_from_u64(12);
+    let lines = lines(600, &mut random);
+    let home = tempfile::tempdir().unwrap();
+    let (origin, partition, acks) = dirty_directory(&home.path().join("origin"), &lines).await;
+    for (call, error) in [("pwrite64", "ENOSPC"), ("fsync", "EIO"), ("rename", "EIO")] {
+        let case = home.path().join(call);
+        let data = case.join("data");
+        copy_tree(&origin, &data);
+        let mut server = Setup::new(&case).setting("storage.compaction_interval", "100ms").start().await;
+        let unfinished =
+            server.data().canonicalize().unwrap().join(&partition).join("00000000000000000000.log.tmp");
+        let fault = Fault::begin_on(&server, &format!("{call}:error={error}"), &unfinished).await;
+        ask_for_compaction(&server).await;
+        until("two passes have failed", async || {
+            server.metric("rimstone_compaction_failures_total").filter(|failures| *failures >= 2.0)
+        })
+        .await;
+        assert!(dirtiness(&server).await > 0.99, "{call}: nothing was replaced");
+        let read = read_all(&server.endpoint(), "t").await;
+        assert_eq!(read.len(), lines.len(), "{call}");
+        assert_eq!(server.metric("rimstone_partition_poisoned"), Some(0.0), "{call}");
+        drop(fault);
+        until("everything is compacted", async || (dirtiness(&server).await == 0.0).then_some(())).await;
+        assert_eq!(leftovers(server.data()), [] as [String; 0], "{call}");
+        check(&read_all(&server.endpoint(), "t").await, &lines, &acks, call);
+        check_files_of(&mut server).await;
+    }
+}
+
 async fn read_all_but(server: &Server, key: &str) -> Vec<Read> {
     let mut calls = Calls::connect(server).await;
     let mut read = Vec::new();

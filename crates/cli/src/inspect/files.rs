@@ -81,7 +81,7 @@ pub(crate) fn segments(data: &Data, partitions: &[PartitionId]) -> Outcome {
                 match &view.broken {
                     Some(why) => why.clone(),
                     None if invalid > 0 => format!("{invalid} bytes are no frames"),
-                    None => String::new(),
+                    None => compacted(&view),
                 },
             ]);
         }
@@ -96,6 +96,15 @@ pub(crate) fn segments(data: &Data, partitions: &[PartitionId]) -> Outcome {
     let head =
         ["PARTITION", "BASE", "NEXT", "FRAMES", "RECORDS", "BYTES", "SEALED", "MADE", "LAST APPEND", ""];
     Ok(table(head, &rows)?)
+}
+
+/// How far compaction has gone over a segment.
+fn compacted(view: &SegmentView) -> String {
+    match view.header.range_end {
+        None => String::new(),
+        Some(end) if view.header.cleaned_end() == end => "compacted".to_owned(),
+        Some(_) => format!("compacted up to {}", view.header.cleaned_end()),
+    }
 }
 
 /// Every frame of some partitions.
