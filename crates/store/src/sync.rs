@@ -65,11 +65,6 @@ impl Syncer {
         Ok(Self { descriptor, device, all_at_once, method })
     }
 
-    /// Whether one sync makes everything on the device durable.
-    pub(crate) fn is_for_all(&self) -> bool {
-        self.all_at_once
-    }
-
     pub(crate) fn method(&self) -> &SyncMethod {
         &self.method
     }

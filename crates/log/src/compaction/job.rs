@@ -186,34 +186,7 @@ impl Compaction {
         matches!(self.phase, Phase::Writing(..))
     }
 
-    /// Bytes of the segment that is being written that nobody has put on disk yet: a sync of everything waits for
-    /// them.
-    pub fn unsettled(&self) -> u64 {
-        match &self.phase {
-            Phase::Writing(_, _, writing) => writing.output.unsettled(),
-            _ => 0,
-        }
-    }
-
-    /// A sync of everything has put them on disk.
-    pub fn was_settled(&mut self) {
-        if let Phase::Writing(_, _, writing) = &mut self.phase {
-            writing.output.was_settled();
-        }
-    }
-
-    /// Puts them on disk.
-    ///
-    /// # Errors
-    /// [`CompactionError::File`]: the pass is over, and is to be dropped.
-    pub fn settle(&mut self) -> Result<(), CompactionError> {
-        match &mut self.phase {
-            Phase::Writing(_, _, writing) => Ok(writing.output.settle()?),
-            _ => Ok(()),
-        }
-    }
-
-    /// Works over about so many bytes of segments. A group that is to be put in place is on disk.
+    /// Works over about so many bytes of segments. What is written is on disk when it answers.
     ///
     /// # Errors
     /// [`CompactionError`]: the pass is over, and is to be dropped.
@@ -355,7 +328,7 @@ impl Compaction {
         })?;
         self.progress.read_bytes += walked.bytes;
         if !walked.over {
-            writing.output.flush()?;
+            writing.output.settle()?;
             self.progress.written_bytes += writing.output.bytes() - before;
             self.phase = Phase::Writing(members, place, writing);
             return Ok(CompactionStep::More);

@@ -34,7 +34,7 @@ pub(crate) struct Output {
     buffer: Vec<u8>,
     /// Bytes that are in the file.
     written: u64,
-    /// Bytes that are on disk, as far as is known.
+    /// Bytes that are on disk.
     settled: u64,
     installed: bool,
 }
@@ -97,8 +97,7 @@ impl Output {
         self.written + self.buffer.len() as u64
     }
 
-    /// Writes what was gathered.
-    pub(crate) fn flush(&mut self) -> Result<(), FileError> {
+    fn flush(&mut self) -> Result<(), FileError> {
         self.file
             .write_all_at(&self.buffer, self.written)
             .map_err(|error| FileError::new("write", &self.path, error))?;
@@ -107,20 +106,13 @@ impl Output {
         Ok(())
     }
 
-    /// Bytes that are written, and that nobody has put on disk.
-    pub(crate) fn unsettled(&self) -> u64 {
-        self.written - self.settled
-    }
-
-    /// Somebody else's sync has put on disk what was written so far. Only pacing rests on that.
-    pub(crate) fn was_settled(&mut self) {
-        self.settled = self.written;
-    }
-
-    /// Puts what was written so far on disk.
+    /// Puts what was added so far on disk, so that a sync of everything does not wait for it.
     pub(crate) fn settle(&mut self) -> Result<(), FileError> {
-        self.file.sync_data().map_err(|error| FileError::new("sync", &self.path, error))?;
-        self.settled = self.written;
+        self.flush()?;
+        if self.settled < self.written {
+            self.file.sync_data().map_err(|error| FileError::new("sync", &self.path, error))?;
+            self.settled = self.written;
+        }
         Ok(())
     }
 

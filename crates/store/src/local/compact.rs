@@ -20,12 +20,9 @@ use crate::{
     storage::{PartitionConfig, StoreError},
 };
 
-/// How much is worked on before the flusher is looked at again: about what its next sync finds of ours, and what a
-/// disk writes in a fraction of a millisecond (ADR 0010).
-const UNIT_BYTES: u64 = 128 << 10;
-/// Where no sync of the flusher comes by, so much of ours is put on disk by itself: the next group must not find
-/// more. A sync of our own after each piece makes others wait more than the bytes do (ADR 0010).
-const UNSETTLED_MAX: u64 = 1 << 20;
+/// How much is worked on, and then put on disk, before the flusher is looked at again: the next group's sync meets no
+/// more of ours, and ours is short (ADR 0010).
+const UNIT_BYTES: u64 = 256 << 10;
 /// How long such a piece waits at most for the flusher to have nothing to do. Without a bound a busy server would
 /// never be compacted.
 const YIELD_MAX: Duration = Duration::from_millis(10);
@@ -41,15 +38,13 @@ pub(super) struct CompactionState {
 #[derive(Debug)]
 pub(super) struct Work {
     pass: Option<Compaction>,
-    /// Syncs of the flusher, when they were looked at.
-    seen_syncs: u64,
     /// The segment here is damaged: it and what lies behind it are not looked at until the server is started again.
     damaged_from: Offset,
 }
 
 impl CompactionState {
     pub(super) fn new(config: &PartitionConfig) -> Self {
-        let work = Work { pass: None, seen_syncs: 0, damaged_from: Offset::MAX };
+        let work = Work { pass: None, damaged_from: Offset::MAX };
         Self { settings: Mutex::new(settings(config)), work: Mutex::new(work) }
     }
 
@@ -179,7 +174,7 @@ impl LocalPartition {
             segments_after: progress.segments_after - before.segments_after,
         };
         loop {
-            match self.step(&mut pass, &mut work.seen_syncs) {
+            match self.step(&mut pass) {
                 Ok(true) => return Ok(done(pass.progress(), true)),
                 Ok(false) => {}
                 // What is left may still be due: another call looks.
@@ -200,22 +195,12 @@ impl LocalPartition {
         }
     }
 
-    /// Lets the flusher through, and sees to it that its next sync finds little of ours.
-    fn pace(&self, pass: &mut Compaction, seen_syncs: &mut u64) -> Result<(), CompactionError> {
-        if !pass.writes() {
-            return Ok(());
-        }
-        self.shared.queue.wait_until_idle(YIELD_MAX);
-        let syncs = self.shared.counters.syncs.load(Ordering::Relaxed);
-        if self.shared.syncer.is_for_all() && std::mem::replace(seen_syncs, syncs) != syncs {
-            pass.was_settled();
-        }
-        if pass.unsettled() >= UNSETTLED_MAX { pass.settle() } else { Ok(()) }
-    }
-
     /// One piece. `true`: the pass is over.
-    fn step(&self, pass: &mut Compaction, seen_syncs: &mut u64) -> Result<bool, CompactionError> {
-        self.pace(pass, seen_syncs)?;
+    fn step(&self, pass: &mut Compaction) -> Result<bool, CompactionError> {
+        // Reading makes nobody wait.
+        if pass.writes() {
+            self.shared.queue.wait_until_idle(YIELD_MAX);
+        }
         match pass.advance(UNIT_BYTES)? {
             CompactionStep::More => Ok(false),
             CompactionStep::Done => Ok(true),
