@@ -277,11 +277,14 @@ async fn a_log_that_cannot_be_read_is_tried_again_and_a_damaged_one_is_not_serve
 
 /// As [`until_loaded`], for loading that waits before it tries again.
 async fn until_loaded_later(fixture: &Fixture, group_name: &str) {
-    while let Err(error) = fixture.broker.describe_group(&group(group_name)).await
-        && error.reason() == Reason::CoordinatorLoading
-    {
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    }
+    soon("the shard is loaded", async {
+        while let Err(error) = fixture.broker.describe_group(&group(group_name)).await
+            && error.reason() == Reason::CoordinatorLoading
+        {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    })
+    .await;
 }
 
 #[tokio::test]

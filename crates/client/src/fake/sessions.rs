@@ -131,7 +131,7 @@ impl Group {
             let wanted: Vec<_> = self.members[&id].target.iter().cloned().collect();
             for place in wanted {
                 if self.holder(&place).is_none() {
-                    self.members.get_mut(&id).unwrap().owned.insert(place);
+                    self.members.get_mut(&id).expect("the id is one of its members").owned.insert(place);
                 }
             }
         }
@@ -231,7 +231,7 @@ impl Session {
         join: v1::ConsumeJoin,
         answers: mpsc::Sender<Result<v1::ConsumeResponse, Status>>,
     ) -> Result<(Self, v1::ConsumeJoined), Status> {
-        let credit = join.credit.unwrap();
+        let credit = join.credit.expect("our consumer gives credit");
         let claimed: BTreeMap<Place, u64> =
             join.owned.iter().map(|at| ((at.topic.clone(), at.partition), at.offset)).collect();
         let mut world = fake.world.lock();
@@ -260,7 +260,7 @@ impl Session {
                 return Err(fenced(why));
             }
             // What it does not claim it does not read: a stop whose confirmation was lost.
-            let member = group.members.get_mut(&join.member_id).unwrap();
+            let member = group.members.get_mut(&join.member_id).expect("it has joined");
             member.stream = stream;
             member.heard = Instant::now();
         } else {
@@ -326,7 +326,7 @@ impl Session {
             match tokio::time::timeout(TICK, requests.message()).await {
                 Ok(Ok(Some(request))) => {
                     self.cut()?;
-                    if self.hear(request.kind.unwrap()).await? {
+                    if self.hear(request.kind.expect("our consumer says what it wants")).await? {
                         return Ok(());
                     }
                 }
@@ -419,8 +419,11 @@ impl Session {
             } else if group.holder(&place) != Some(&self.member) {
                 Some(item(Code::FailedPrecondition, reason::PARTITION_NOT_OWNED, &[]))
             } else {
-                group.offsets.insert(place.clone(), offset.offset.unwrap());
-                let (member, offset) = (self.member.clone(), offset.offset.unwrap());
+                group
+                    .offsets
+                    .insert(place.clone(), offset.offset.expect("our consumer takes no commit away"));
+                let (member, offset) =
+                    (self.member.clone(), offset.offset.expect("our consumer takes no commit away"));
                 group.said.push(Said::Committed { member, place, offset });
                 None
             };
@@ -438,7 +441,7 @@ impl Session {
         let group = world.group(&self.group);
         let places: Vec<Place> =
             stopped.partitions.into_iter().map(|place| (place.topic, place.partition)).collect();
-        let member = group.members.get_mut(&self.member).unwrap();
+        let member = group.members.get_mut(&self.member).expect("a session has its member");
         for place in &places {
             let asked_here = self.cursors.get(place).is_some_and(|cursor| cursor.stopping);
             if !asked_here || !member.stopping.remove(place) {
@@ -495,7 +498,7 @@ impl Session {
             let ends = {
                 let world = self.fake.world.lock();
                 let partition = &world.topics[&place.0][place.1 as usize];
-                message(place.1, partition, partition.end, 0).ends.unwrap()
+                message(place.1, partition, partition.end, 0).ends.expect("a message has its ends")
             };
             let usable = committed.filter(|at| (ends.log_start_offset..=ends.log_end_offset).contains(at));
             let begin = usable.or(match self.start {
@@ -534,7 +537,7 @@ impl Session {
             if self.bytes <= 0 || self.records <= 0 {
                 return Ok(());
             }
-            let cursor = self.cursors.get_mut(&place).unwrap();
+            let cursor = self.cursors.get_mut(&place).expect("the place has a cursor");
             let Some(next) = cursor.next.filter(|_| !cursor.paused && !cursor.stopping) else { continue };
             let records = {
                 let world = self.fake.world.lock();
