@@ -15,11 +15,8 @@ use tokio::{
     net::TcpListener,
     sync::{mpsc, oneshot},
 };
-use tokio_stream::{
-    Stream,
-    wrappers::{ReceiverStream, TcpListenerStream},
-};
-use tonic::{Response, Status, Streaming};
+use tokio_stream::{Stream, wrappers::ReceiverStream};
+use tonic::{Response, Status, Streaming, transport::server::TcpIncoming};
 
 use crate::gather::Gatherer;
 
@@ -62,12 +59,12 @@ pub(crate) async fn serve(listener: TcpListener, store: Option<PathBuf>) -> anyh
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     tonic::transport::Server::builder()
-        .tcp_nodelay(true)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(FRAME_BYTES)
         .add_service(service)
-        .serve_with_incoming(TcpListenerStream::new(listener))
+        // The server's own setting is for listeners that it binds itself.
+        .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)))
         .await?;
     Ok(())
 }
