@@ -10,7 +10,7 @@ use rimstone_state::group::{Description, GroupError, ImportOffset, ImportTo, Off
 use rimstone_types::{GroupEpoch, GroupName, MemberId, Offset, PartitionIndex, TopicName};
 
 pub(crate) use commits::{Commit, CommitChange, CommitTable, GroupCommits, Owner, Owners, PartitionCommit};
-pub(crate) use offsets::{Committing, GroupOffset, GroupOffsets, Importing, commit};
+pub(crate) use offsets::{Begun, Committing, GroupOffset, GroupOffsets, Importing, ToBegin, begin, commit};
 
 use crate::{
     broker::{Broker, Inner},

@@ -4,6 +4,7 @@
 //! Not here: who is given what (`rimstone-state`), members and their deadlines (`coordinator`), the messages of
 //! a protocol (the doors).
 
+mod begin;
 mod cursor;
 mod events;
 mod outbox;
@@ -89,7 +90,8 @@ pub enum StartPolicy {
     Error,
     /// The first record there is.
     Earliest,
-    /// The end.
+    /// The end, committed before anybody hears of it; the start of a partition that was made while the group was
+    /// subscribed.
     Latest,
 }
 

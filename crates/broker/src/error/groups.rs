@@ -151,6 +151,8 @@ failures_of! {
         OutOfRange(OutOfRange),
         /// Sought in what is not the member's.
         NotOwned(PartitionNotOwned),
+        /// The place to begin at could not be committed.
+        Begin(OffsetCommitError),
     }
 }
 

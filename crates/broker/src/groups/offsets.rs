@@ -3,7 +3,8 @@
 use rimstone_state::group::{
     self, CommitOffset, Committer, Decision, Import, ImportOffset, ImportTo, OffsetValue,
 };
-use rimstone_types::{GroupEpoch, GroupName, MemberId, PartitionIndex, TopicName};
+use rimstone_store::Visibility;
+use rimstone_types::{GroupEpoch, GroupName, MemberId, Offset, PartitionIndex, TopicName};
 
 use super::{CommittedOffset, OffsetCommitted, OffsetToCommit};
 use crate::{
@@ -13,6 +14,7 @@ use crate::{
         CoordinatorLoading, GroupRequestError, OffsetCommitError, PlanChanged, SessionFenced,
         SessionFencedWhy,
     },
+    read::visible_end,
 };
 
 /// Who commits.
@@ -51,6 +53,65 @@ pub(crate) struct Importing {
     pub(crate) offsets: Vec<ImportOffset>,
     /// Only if these are still all offsets of the group: [`PlanChanged`] otherwise.
     pub(crate) unchanged: Option<Vec<GroupOffset>>,
+}
+
+/// A partition whose reader leaves the place to the start policy `latest`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ToBegin {
+    pub(crate) topic: TopicName,
+    pub(crate) partition: PartitionIndex,
+    /// Where it begins if nothing usable is committed; `None`: where the policy says.
+    pub(crate) at: Option<Offset>,
+}
+
+/// Where reading begins: what is committed, and durable when this is heard of.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    pub(crate) topic: TopicName,
+    pub(crate) partition: PartitionIndex,
+    pub(crate) result: Result<Offset, OffsetCommitError>,
+}
+
+/// Decides where a member begins under the start policy `latest`, and commits it. What is committed and lies
+/// in the log stays. A partition that was made while the group was subscribed is read from its start, for all of
+/// it came later; any other from its end.
+pub(crate) fn begin(
+    now: &Now<'_>,
+    group: &GroupName,
+    (member, token): (&MemberId, u64),
+    visibility: Visibility,
+    partitions: Vec<ToBegin>,
+) -> Result<Decision<Vec<Begun>>, GroupRequestError> {
+    now.check_session(group, member, token)?;
+    let mut begun = Vec::with_capacity(partitions.len());
+    let (mut offsets, mut of) = (Vec::new(), Vec::new());
+    for ToBegin { topic, partition, at } in partitions {
+        let to_commit =
+            OffsetToCommit { topic: topic.clone(), partition, offset: None, metadata: String::new() };
+        let result = look_up(now.inner, to_commit).map(|mut found| {
+            let (start, end) = (found.ends.start, visible_end(found.ends, visibility));
+            let committed = now.groups.offset(group, &topic, found.topic_id, partition);
+            let is_later = || now.groups.is_later(group, &topic, found.topic_id, partition);
+            match committed.map(|value| value.offset) {
+                Some(committed) if start <= committed && committed <= end => return committed,
+                None if at.is_none() && is_later() => found.offset = Some(start),
+                _ => found.offset = Some(at.unwrap_or(end)),
+            }
+            let at = found.offset.expect("it was set");
+            offsets.push(found);
+            of.push(begun.len());
+            at
+        });
+        begun.push(Begun { topic, partition, result });
+    }
+    let commit = group::Commit { group, by: Committer::Session(member), offsets };
+    let Decision { records, answer } = now.groups.commit(commit, now.time)?;
+    for (judged, index) in answer.into_iter().zip(of) {
+        if let Err(refused) = judged {
+            begun[index].result = Err(refused.into());
+        }
+    }
+    Ok(Decision { records, answer: begun })
 }
 
 /// Decides a commit. Topics are looked up now, so that an offset is never kept for a topic that is gone.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rimstone_store::{LogEnds, PartitionStore, ReadBatch, ReadError, ReadLimit, StoreError, Visibility};
 use rimstone_types::{ByteCount, Offset, PartitionIndex, TopicId, TopicName};
 
-use super::{Credit, SeekTo, SessionRecords, StartPolicy, StartedPartition};
+use super::{Credit, SeekTo, SessionRecords, StartPolicy, StartedPartition, begin::Held};
 use crate::{
     broker::Inner,
     decode::Decoder,
@@ -47,6 +47,25 @@ pub(super) struct Cursor {
     sent: Option<Offset>,
     /// Up to where the member has said that it is done.
     done: Option<Offset>,
+    /// Waits for where it begins.
+    pub(super) held: Option<Held>,
+    /// Where the start policy `latest` has gone on: what is committed below would lose that place.
+    floor: Option<Offset>,
+}
+
+/// Where a partition begins.
+#[derive(Debug)]
+pub(super) enum Beginning {
+    /// Here, or nowhere: the problem says why.
+    Told(StartedPartition, Option<SessionProblem>),
+    /// Where the start policy `latest` says; it is held until that is durable.
+    ByLatest,
+}
+
+/// What a position is worth.
+enum Placed {
+    There,
+    ByLatest,
 }
 
 /// What a turn came to.
@@ -57,6 +76,8 @@ pub(super) enum Turn {
     Records(SessionRecords),
     /// It cannot be read, and waits for a seek.
     Problem(SessionProblem),
+    /// It is held until the start policy has said where to go on.
+    ByLatest,
     /// The store is closing.
     Closing,
 }
@@ -64,6 +85,8 @@ pub(super) enum Turn {
 /// Why nothing was read.
 enum Unread {
     Problem(SessionProblem),
+    /// The start policy `latest` is to say where to go on.
+    ByLatest,
     /// The topic is gone.
     Gone,
     /// The store is closing.
@@ -96,6 +119,8 @@ impl Cursor {
             ends,
             sent: None,
             done: None,
+            held: None,
+            floor: None,
         }
     }
 
@@ -110,30 +135,50 @@ impl Cursor {
     }
 
     /// Begins at the committed offset, or where the policy says.
-    pub(super) fn begin(
-        &mut self,
-        committed: Option<Offset>,
-        reading: Reading,
-    ) -> (StartedPartition, Option<SessionProblem>) {
+    pub(super) fn begin(&mut self, committed: Option<Offset>, reading: Reading) -> Beginning {
         self.done = committed;
         let problem = match &self.source {
             Ok((_, store)) => {
                 self.ends = store.ends();
-                self.begin_within(committed, reading).err().map(SessionProblem::from)
+                match self.begin_within(committed, reading) {
+                    Ok(Placed::There) => None,
+                    Ok(Placed::ByLatest) => {
+                        self.held = Some(Held::new(false));
+                        return Beginning::ByLatest;
+                    }
+                    Err(problem) => Some(problem.into()),
+                }
             }
             Err(_) => self.unavailable(),
         };
-        let (topic, partition) = (self.name.clone(), self.partition);
-        let ends = self.source.is_ok().then_some(self.ends);
-        (StartedPartition { topic, partition, offset: self.next, committed, ends }, problem)
+        Beginning::Told(self.started(committed), problem)
     }
 
-    fn begin_within(&mut self, wanted: Option<Offset>, reading: Reading) -> Result<(), StartPositionNeeded> {
+    /// Whether the member does not know yet that it is its own.
+    pub(super) fn is_untold(&self) -> bool {
+        self.held.is_some_and(|held| !held.told)
+    }
+
+    /// How the member is told of it.
+    pub(super) fn started(&self, committed: Option<Offset>) -> StartedPartition {
+        let (topic, partition) = (self.name.clone(), self.partition);
+        let ends = self.source.is_ok().then_some(self.ends);
+        StartedPartition { topic, partition, offset: self.next, committed, ends }
+    }
+
+    fn begin_within(
+        &mut self,
+        wanted: Option<Offset>,
+        reading: Reading,
+    ) -> Result<Placed, StartPositionNeeded> {
         let (start, end) = (self.ends.start, visible_end(self.ends, reading.visibility));
         let at = match (wanted, reading.policy) {
             (Some(at), _) if start <= at && at <= end => at,
             (_, StartPolicy::Earliest) => start,
-            (_, StartPolicy::Latest) => end,
+            (_, StartPolicy::Latest) => {
+                self.next = None;
+                return Ok(Placed::ByLatest);
+            }
             (committed, StartPolicy::Error) => {
                 self.next = None;
                 let (topic, partition) = (self.name.clone(), self.partition);
@@ -141,7 +186,28 @@ impl Cursor {
             }
         };
         self.go_to(at);
-        Ok(())
+        Ok(Placed::There)
+    }
+
+    /// Begins, or goes on, where the start policy `latest` has said, which is committed.
+    pub(super) fn begin_at(&mut self, at: Offset) {
+        let was = self.held.take();
+        if let Some(store) = self.store() {
+            self.ends = store.ends();
+        }
+        match was {
+            Some(Held { told: true, .. }) => self.floor = Some(at),
+            _ => self.done = Some(at),
+        }
+        self.go_to(at);
+    }
+
+    /// What a commit of the member comes to.
+    pub(super) fn committing(&mut self, at: Offset) -> Offset {
+        if let Some(held) = &mut self.held {
+            held.passed = true;
+        }
+        self.floor.map_or(at, |floor| at.max(floor))
     }
 
     /// Reads on at an offset.
@@ -164,6 +230,7 @@ impl Cursor {
     pub(super) fn stop(&mut self) {
         self.stopping = true;
         self.seek = None;
+        self.held = None;
         self.let_go();
     }
 
@@ -171,6 +238,7 @@ impl Cursor {
     pub(super) fn seek(&mut self, to: SeekTo, seek_id: u64) {
         self.seek = Some(to);
         self.seek_id = seek_id;
+        (self.held, self.floor) = (None, None);
         self.next = None;
         self.let_go();
         // What was sent before is not wanted any more.
@@ -236,6 +304,7 @@ impl Cursor {
                     Ok(None) if self.next != Some(at) => continue,
                     Ok(None) => return Turn::Nothing,
                     Err(Unread::Problem(problem)) => return Turn::Problem(problem),
+                    Err(Unread::ByLatest) => return Turn::ByLatest,
                     Err(Unread::Gone) => return Turn::Nothing,
                     Err(Unread::Closing) => return Turn::Closing,
                 };
@@ -337,7 +406,11 @@ impl Cursor {
         let was = self.next;
         self.ends = ends;
         match self.begin_within(was, reading) {
-            Ok(()) => Ok(None),
+            Ok(Placed::There) => Ok(None),
+            Ok(Placed::ByLatest) => {
+                self.held = Some(Held::new(true));
+                Err(Unread::ByLatest)
+            }
             Err(problem) => Err(Unread::Problem(problem.into())),
         }
     }

@@ -1,27 +1,25 @@
 //! What a session tells its member: partitions by the difference between the latest view and what was told
 //! before, then records in turn.
 
-use std::{collections::BTreeMap, convert::Infallible, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible};
 
 use rimstone_state::group::MemberView;
 use tokio::time::{Instant, sleep_until};
 
 use super::{
-    MemberSession, SessionEvent, SessionRecords,
-    cursor::{Cursor, Turn},
+    MemberSession, SessionEvent, SessionRecords, StartedPartition,
+    begin::AGAIN_PAUSE,
+    cursor::{Beginning, Cursor, Turn},
     outbox::Answered,
     session::Place,
 };
 use crate::{
     coordinator::SessionUpdate,
-    error::{CoordinatorLoading, Failure, SessionError, SessionFenced, ShuttingDown},
+    error::{CoordinatorLoading, Failure, SessionError, SessionFenced, SessionProblem, ShuttingDown},
 };
 
 /// Partitions in one start or stop: 1,000 long names fit a message of 4 MiB.
-const PARTITIONS_PER_EVENT: usize = 1_000;
-
-/// A confirmed stop that the shard could not take is told again after this long.
-const GIVE_BACK_PAUSE: Duration = Duration::from_millis(200);
+pub(super) const PARTITIONS_PER_EVENT: usize = 1_000;
 
 impl MemberSession {
     /// The next thing for the member. Nothing is lost if this is dropped while it waits.
@@ -74,7 +72,7 @@ impl MemberSession {
     async fn wait(&mut self) -> Result<(), SessionError> {
         let shutdown = self.inner.shutdown.clone();
         let has_credit = self.allowed().is_some();
-        let give_back_at = self.give_back_at;
+        let again_at = self.again_at;
         let answered = tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
             answered = self.outbox.next() => answered,
@@ -88,8 +86,8 @@ impl MemberSession {
                 Err(_) => return Ok(()),
             },
             () = self.waiter.wait(), if has_credit => return Ok(()),
-            () = at(give_back_at) => {
-                self.give_back_again();
+            () = at(again_at) => {
+                self.ask_again();
                 return Ok(());
             }
         };
@@ -131,19 +129,24 @@ impl MemberSession {
             Answered::Commit { correlation, named, result } => {
                 Ok(Some(self.as_committed(correlation, named, result)))
             }
+            Answered::Begun { number, named, result } => {
+                self.begun(number, named, result);
+                Ok(None)
+            }
             Answered::Stopped { result: Ok(()), .. } => Ok(None),
             Answered::Stopped { named, result: Err(error) } => {
                 // A session that has lost its member is told so by its update.
                 tracing::debug!(group = %self.group, member = %self.facts.member, partitions = named.len(), %error, "a stop was not taken");
-                self.give_back_at = Some(Instant::now() + GIVE_BACK_PAUSE);
+                self.again_at = Some(Instant::now() + AGAIN_PAUSE);
                 Ok(None)
             }
         }
     }
 
-    /// Tells the shard once more what the member has given back.
-    fn give_back_again(&mut self) {
-        self.give_back_at = None;
+    /// Tells the shard once more what it could not take.
+    fn ask_again(&mut self) {
+        self.again_at = None;
+        self.ask_to_begin_again();
         if !self.given_back.is_empty() {
             self.outbox.stopped(self.view.epoch, self.given_back.iter().cloned().collect());
         }
@@ -202,14 +205,23 @@ impl MemberSession {
     }
 
     fn tell_started(&mut self, started: BTreeMap<Place, Cursor>) {
-        let (mut partitions, mut problems) = (Vec::new(), Vec::new());
+        let (mut partitions, mut problems, mut held) = (Vec::new(), Vec::new(), Vec::new());
         for (place, mut cursor) in started {
             let committed = self.committed_offset(&place, &cursor);
-            let (begun, problem) = cursor.begin(committed, self.reading);
-            partitions.push(begun);
-            problems.extend(problem.map(|problem| (place.clone(), problem)));
+            match cursor.begin(committed, self.reading) {
+                Beginning::Told(begun, problem) => {
+                    partitions.push(begun);
+                    problems.extend(problem.map(|problem| (place.clone(), problem)));
+                }
+                Beginning::ByLatest => held.push(place.clone()),
+            }
             self.cursors.insert(place, cursor);
         }
+        self.ask_to_begin(&held);
+        self.tell(partitions, problems);
+    }
+
+    pub(super) fn tell(&mut self, partitions: Vec<StartedPartition>, problems: Vec<(Place, SessionProblem)>) {
         let mut partitions = partitions.into_iter().peekable();
         while partitions.peek().is_some() {
             let partitions = partitions.by_ref().take(PARTITIONS_PER_EVENT).collect();
@@ -262,6 +274,10 @@ impl MemberSession {
                     let (topic, partition) = self.order[index].clone();
                     self.problem(topic, partition, problem);
                     return Ok(None);
+                }
+                Turn::ByLatest => {
+                    let place = self.order[index].clone();
+                    self.ask_to_begin(&[place]);
                 }
                 Turn::Closing => return Err(ShuttingDown.into()),
             }

@@ -2,6 +2,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
+use rimstone_store::Visibility;
 use rimstone_types::{GroupEpoch, GroupName, MemberId, PartitionIndex, TopicName};
 use tokio::sync::{
     mpsc::{self, error::TrySendError},
@@ -12,7 +13,7 @@ use super::{SessionCommitted, SessionEvent};
 use crate::{
     coordinator::{Command, Now},
     error::{GroupRequestError, SessionCommitError, ShuttingDown},
-    groups::{Committing, OffsetCommitted, OffsetToCommit, commit},
+    groups::{Begun, Committing, OffsetCommitted, OffsetToCommit, ToBegin, begin, commit},
     reserve::Reservation,
 };
 
@@ -38,6 +39,11 @@ enum Asked {
         named: Named,
         answer: Answer<()>,
     },
+    Begin {
+        number: u64,
+        named: Named,
+        answer: Answer<Vec<Begun>>,
+    },
 }
 
 /// What the shard has answered.
@@ -45,6 +51,7 @@ enum Asked {
 pub(super) enum Answered {
     Commit { correlation: u64, named: Named, result: Result<Vec<OffsetCommitted>, GroupRequestError> },
     Stopped { named: Named, result: Result<(), GroupRequestError> },
+    Begun { number: u64, named: Named, result: Result<Vec<Begun>, GroupRequestError> },
 }
 
 /// The way to the shard.
@@ -118,6 +125,17 @@ impl Outbox {
         self.asked.push_back(Asked::Stopped { named, answer });
     }
 
+    /// Asks where partitions begin under the start policy `latest`.
+    pub(super) fn begin(&mut self, number: u64, visibility: Visibility, partitions: Vec<ToBegin>) {
+        let named = partitions.iter().map(|begin| (begin.topic.clone(), begin.partition)).collect();
+        let (group, member, token) = (self.group.clone(), self.member.clone(), self.token);
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::ask(reply, move |now| {
+            begin(now, &group, (&member, token), visibility, partitions)
+        }));
+        self.asked.push_back(Asked::Begin { number, named, answer });
+    }
+
     fn send(&mut self, command: Command) {
         if !self.unsent.is_empty() {
             return self.unsent.push_back(command);
@@ -182,6 +200,10 @@ impl Asked {
             Self::Stopped { named, answer } => {
                 let result = answer.await.unwrap_or_else(|_| Err(ShuttingDown.into()));
                 Answered::Stopped { named: std::mem::take(named), result }
+            }
+            Self::Begin { number, named, answer } => {
+                let result = answer.await.unwrap_or_else(|_| Err(ShuttingDown.into()));
+                Answered::Begun { number: *number, named: std::mem::take(named), result }
             }
         }
     }

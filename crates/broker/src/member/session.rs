@@ -54,8 +54,12 @@ pub struct MemberSession {
     pub(super) cursors: BTreeMap<Place, Cursor>,
     /// What it has given back at the view's epoch; the shard has not answered with a view that says so.
     pub(super) given_back: BTreeSet<Place>,
-    /// What could not be given back: when to try again.
-    pub(super) give_back_at: Option<Instant>,
+    /// What the shard could not take, stops or beginnings: when to try again.
+    pub(super) again_at: Option<Instant>,
+    /// Whose beginnings it could not take.
+    pub(super) unbegun: BTreeSet<Place>,
+    /// Requests for beginnings so far.
+    pub(super) begins: u64,
     /// The latest view.
     pub(super) view: MemberView,
     /// Wakes when one of the partitions moves.
@@ -123,7 +127,9 @@ impl MemberSession {
             facts,
             cursors,
             given_back: BTreeSet::new(),
-            give_back_at: None,
+            again_at: None,
+            unbegun: BTreeSet::new(),
+            begins: 0,
             view: start.view.clone(),
             waiter: Waiter::new(),
             order: Vec::new(),
@@ -233,7 +239,7 @@ impl MemberSession {
     pub fn commit(
         &mut self,
         correlation: u64,
-        offsets: Vec<OffsetToCommit>,
+        mut offsets: Vec<OffsetToCommit>,
         room: Option<Reservation>,
     ) -> Result<(), LimitReached> {
         self.pulse.beat();
@@ -241,9 +247,12 @@ impl MemberSession {
         if offsets.len() > limit {
             return Err(LimitReached { what: "offsets in one commit", limit: limit as u64 });
         }
-        for OffsetToCommit { topic, partition, offset, .. } in &offsets {
-            if let Some(offset) = *offset {
-                self.change(&(topic.clone(), *partition), |cursor| cursor.done(offset));
+        for OffsetToCommit { topic, partition, offset, .. } in &mut offsets {
+            if let Some(offset) = offset {
+                self.change(&(topic.clone(), *partition), |cursor| {
+                    *offset = cursor.committing(*offset);
+                    cursor.done(*offset);
+                });
             }
         }
         self.progress();
@@ -256,7 +265,7 @@ impl MemberSession {
     pub fn seek(&mut self, topic: TopicName, partition: PartitionIndex, to: SeekTo, seek_id: u64) {
         self.pulse.beat();
         let place = (topic, partition);
-        match self.cursors.get(&place) {
+        match self.cursors.get(&place).filter(|cursor| !cursor.is_untold()) {
             Some(cursor) if cursor.stopping => {}
             Some(_) => {
                 self.change(&place, |cursor| cursor.seek(to, seek_id));

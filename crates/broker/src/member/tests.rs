@@ -1,3 +1,4 @@
+mod latest;
 mod reading;
 
 use std::collections::BTreeMap;

@@ -9,7 +9,7 @@ use super::{
     assign::Assignor,
     error::{FencedBecause, GroupError},
     partitions::Partitions,
-    rebalance::{Change, Put, release, resolve},
+    rebalance::{Change, Put, release},
     record::{AssignmentValue, GroupRecord, MemberValue},
     state::{Decision, Group, Groups, Topics},
 };
@@ -277,7 +277,7 @@ impl Group {
     /// Whether the target was made from other topics than there are now, or records of it were lost.
     fn has_other_topics(&self, topics: &dyn Topics) -> bool {
         let subscriptions: BTreeSet<_> = self.live().map(|(_, _, value)| value.subscription()).collect();
-        let present = resolve(subscriptions.into_iter(), topics);
+        let present = self.resolved(subscriptions.into_iter(), topics);
         if self.topics != present {
             return true;
         }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use rimstone_types::{GroupEpoch, GroupName, MemberId, TopicName};
+use rimstone_types::{GroupEpoch, GroupName, MemberId, PartitionIndex, TopicId, TopicName};
 
 use super::{
     assign::Assignor,
@@ -111,6 +111,19 @@ impl Groups {
         let member = group.members.get(member).filter(|member| member.value.is_some())?;
         let assignment = member.assignment.clone().unwrap_or_default();
         Some(MemberView { epoch: group.member_epoch(member), assignment })
+    }
+
+    /// Whether a partition was made while members of the group were subscribed to its topic: there is nothing in
+    /// it that was there before them. Known until nobody is subscribed to the topic.
+    pub fn is_later(
+        &self,
+        group: &GroupName,
+        topic: &TopicName,
+        topic_id: TopicId,
+        partition: PartitionIndex,
+    ) -> bool {
+        let known = self.groups.get(group).and_then(|group| group.topics.get(topic));
+        known.is_some_and(|of| of.id == topic_id && (of.later_from..of.partitions).contains(&partition.0))
     }
 
     /// The groups whose names begin with this, in order.

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rimstone_types::{GroupEpoch, GroupName, MemberId, PartitionIndex, TopicName};
+use rimstone_types::{GroupEpoch, GroupName, MemberId, PartitionIndex, TopicId, TopicName};
 
 use super::{
     assign::{Candidate, assign, elect},
@@ -96,7 +96,8 @@ impl<'a> Change<'a> {
         let candidates: Vec<_> = candidates.collect();
         let mut subscriptions: Vec<_> = subscriptions.into_iter().collect();
         subscriptions.sort_by_key(|&(_, position)| position);
-        let topics = resolve(subscriptions.iter().map(|&(subscription, _)| subscription), topics);
+        let topics =
+            self.before.resolved(subscriptions.iter().map(|&(subscription, _)| subscription), topics);
         let wanted: Vec<_> =
             subscriptions.into_iter().map(|(subscription, _)| positions(subscription, &topics)).collect();
         let assignor = elect(slots.iter().filter_map(|slot| slot.value.assignor));
@@ -286,11 +287,32 @@ impl MemberValue {
     }
 }
 
-/// The topics that members are subscribed to, as far as they exist.
-pub(super) fn resolve<'a>(
+impl Group {
+    /// The topics that these subscriptions find, as far as they exist. What the members there were until now
+    /// had subscribed to and did not find has been made since.
+    pub(super) fn resolved<'a>(
+        &self,
+        subscriptions: impl Iterator<Item = Subscription<'a>>,
+        topics: &dyn Topics,
+    ) -> BTreeMap<TopicName, TopicCount> {
+        let until_now: BTreeSet<_> = self.live().map(|(_, _, value)| value.subscription()).collect();
+        let known = find(subscriptions, topics).into_iter().map(|(name, id, partitions)| {
+            let later_from = match self.topics.get(&name) {
+                Some(before) if before.id == id => before.later_from.min(before.partitions),
+                _ if until_now.iter().any(|subscription| finds(*subscription, &name)) => 0,
+                _ => partitions,
+            };
+            (name, TopicCount { id, partitions, later_from })
+        });
+        known.collect()
+    }
+}
+
+/// The topics that subscriptions find.
+fn find<'a>(
     subscriptions: impl Iterator<Item = Subscription<'a>>,
     topics: &dyn Topics,
-) -> BTreeMap<TopicName, TopicCount> {
+) -> Vec<(TopicName, TopicId, u32)> {
     let (mut names, mut prefixes) = (BTreeSet::new(), BTreeSet::new());
     for (some, prefix) in subscriptions {
         names.extend(some);
@@ -301,16 +323,18 @@ pub(super) fn resolve<'a>(
         names.into_iter().chain(matched.iter().filter(|name| !name.is_internal())).collect();
     let known = all.into_iter().filter_map(|name| {
         let (id, partitions) = topics.get(name)?;
-        Some((name.clone(), TopicCount { id, partitions }))
+        Some((name.clone(), id, partitions))
     });
     known.collect()
 }
 
+/// Whether a subscription finds a topic of this name.
+fn finds((names, prefix): Subscription<'_>, name: &TopicName) -> bool {
+    names.contains(name)
+        || (!name.is_internal() && prefix.is_some_and(|prefix| name.as_str().starts_with(prefix)))
+}
+
 /// The positions of a subscription's topics among the group's.
-fn positions((names, prefix): Subscription<'_>, topics: &BTreeMap<TopicName, TopicCount>) -> Vec<usize> {
-    let wanted = |name: &TopicName| {
-        names.contains(name)
-            || (!name.is_internal() && prefix.is_some_and(|prefix| name.as_str().starts_with(prefix)))
-    };
-    topics.keys().enumerate().filter(|(_, name)| wanted(name)).map(|(at, _)| at).collect()
+fn positions(subscription: Subscription<'_>, topics: &BTreeMap<TopicName, TopicCount>) -> Vec<usize> {
+    topics.keys().enumerate().filter(|(_, name)| finds(subscription, name)).map(|(at, _)| at).collect()
 }

@@ -93,6 +93,14 @@ pub struct TopicCount {
     pub id: TopicId,
     /// How many partitions.
     pub partitions: u32,
+    /// The partitions from this index on were made while members were subscribed to the topic: to the group
+    /// all of their records are new. Values of before this was kept have none.
+    #[serde(default = "no_index")]
+    pub later_from: u32,
+}
+
+fn no_index() -> u32 {
+    u32::MAX
 }
 
 /// What is kept of a group beside its members and offsets.

@@ -24,7 +24,7 @@ impl Scene {
     fn new(counts: &[u32], subscriptions: &[&[usize]]) -> Self {
         let topics = counts.iter().enumerate().map(|(at, &partitions)| {
             let id = TopicId(Uuid::from_u128(at as u128));
-            (topic(&format!("t{at}")), TopicCount { id, partitions })
+            (topic(&format!("t{at}")), TopicCount { id, partitions, later_from: partitions })
         });
         let members =
             subscriptions.iter().enumerate().map(|(at, topics)| (member(&format!("m{at}")), topics.to_vec()));

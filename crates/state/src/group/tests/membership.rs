@@ -1,8 +1,8 @@
 //! Tables: what a request does to a group.
 
-use rimstone_types::GroupEpoch;
+use rimstone_types::{GroupEpoch, PartitionIndex};
 
-use super::common::{TestTopics, apply, at, group, join, lines, member, places};
+use super::common::{TestTopics, apply, at, group, join, lines, member, places, topic};
 use crate::group::{Assignor, FencedBecause, GroupError, Groups, Join, Joined, Removal};
 
 /// A group under test.
@@ -337,6 +337,44 @@ fn topics_come_grow_and_go() {
     case.topics_changed();
     case.is(&["epoch 5", "a @4 [later:0 logs-2:0] stop [logs-1:0,1]", "b @5 [__x:0]"]);
     assert!(case.topics_changed().is_empty());
+}
+
+/// The partitions of a topic that are later than the group's subscription to it.
+fn later(case: &Case, name: &str) -> Vec<u32> {
+    let (id, partitions) = case.topics.topics[&topic(name)];
+    let is_later = |index: &u32| case.groups.is_later(&group(), &topic(name), id, PartitionIndex(*index));
+    (0..partitions).filter(is_later).collect()
+}
+
+#[test]
+fn what_is_made_while_somebody_is_subscribed_is_later() {
+    let mut case = Case::new(&[("t", 2), ("u", 2), ("logs-1", 1)]);
+    case.join(&join("a", &["t", "made-later"]).prefix("logs-"));
+    assert_eq!((later(&case, "t"), later(&case, "logs-1")), (vec![], vec![]));
+    case.topics.grow("t", 3);
+    case.topics.make("logs-2", 1);
+    // Whoever comes first: a member, or the news of the topics.
+    case.join(&join("b", &["t", "u"]));
+    case.topics.make("made-later", 2);
+    case.topics.grow("t", 4);
+    case.topics_changed();
+    let expected: [(&str, &[u32]); 5] =
+        [("t", &[2, 3]), ("u", &[]), ("logs-1", &[]), ("logs-2", &[0]), ("made-later", &[0, 1])];
+    for (name, expected) in expected {
+        assert_eq!(later(&case, name), expected, "{name}");
+    }
+    case.topics.make("u", 2);
+    case.topics_changed();
+    assert_eq!(later(&case, "u"), [0, 1], "another of that name");
+    // Nobody is subscribed any more: who comes then finds what there is.
+    case.remove("a", Removal::SessionTimeout);
+    case.remove("b", Removal::SessionTimeout);
+    assert_eq!(later(&case, "t"), [] as [u32; 0]);
+    case.join(&join("c", &["t"]));
+    assert_eq!(later(&case, "t"), [] as [u32; 0]);
+    case.topics.grow("t", 5);
+    case.topics_changed();
+    assert_eq!(later(&case, "t"), [4]);
 }
 
 #[test]

@@ -23,7 +23,10 @@ fn examples() -> Vec<GroupRecord> {
         GroupRecord::Topics {
             group: "g".parse().unwrap(),
             value: Some(TopicsValue {
-                topics: BTreeMap::from([("t".parse().unwrap(), TopicCount { id, partitions: 8 })]),
+                topics: BTreeMap::from([(
+                    "t".parse().unwrap(),
+                    TopicCount { id, partitions: 8, later_from: 6 },
+                )]),
             }),
         },
         GroupRecord::Member {
@@ -108,7 +111,7 @@ fn the_form_is_fixed() {
         lines,
         [
             r#"group:g {"v":1,"epoch":4,"assignor":"round_robin"}"#.to_owned(),
-            format!(r#"topics:g {{"v":1,"topics":{{"t":{{"id":"{id}","partitions":8}}}}}}"#),
+            format!(r#"topics:g {{"v":1,"topics":{{"t":{{"id":"{id}","partitions":8,"later_from":6}}}}}}"#),
             r#"member:g:m-1 {"v":1,"instance_id":"i","client_id":"a \"client\"","host":"127.0.0.1","topics":["t"],"topic_prefix":null,"assignor":"sticky","session_timeout_ms":45000,"max_poll_interval_ms":300000,"joined_ms":17}"#.to_owned(),
             format!(r#"target:g:m-1 {{"v":1,"partitions":{{"t":{{"id":"{id}","partitions":[3]}}}}}}"#),
             format!(
@@ -119,6 +122,14 @@ fn the_form_is_fixed() {
             ),
         ]
     );
+}
+
+#[test]
+fn topics_of_before_later_partitions_were_told_apart_read_as_having_none() {
+    let value = r#"{"v":1,"topics":{"t":{"id":"00000000-0000-0000-0000-000000000007","partitions":8}}}"#;
+    let read = GroupRecord::decode(Some(b"topics:g"), Some(value.as_bytes())).expect("reads");
+    let GroupRecord::Topics { value: Some(value), .. } = read else { panic!("not topics: {read:?}") };
+    assert_eq!(value.topics.values().map(|of| of.later_from).collect::<Vec<_>>(), [u32::MAX]);
 }
 
 /// Key, value, and what the error says.
