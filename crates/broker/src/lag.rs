@@ -2,11 +2,13 @@
 //! the questions that read it.
 //!
 //! The table holds, for each partition that some group has committed in or owns, the ends of its log and what was
-//! counted from each committed offset up to that end. Commits and counts are published together, so that an
-//! answer is exact for the end that it names. Not here: counting (the store), what the numbers mean
-//! (`rimstone-state`), what is committed (`groups`).
+//! counted from each committed offset up to that end. Metrics show the commits and counts of one pass. A question
+//! takes the commits as they are, and counts in those of its partitions that have moved since the table was filled:
+//! an answer is exact for the end that it names, which is not older than the question. Not here: counting (the
+//! store), what the numbers mean (`rimstone-state`), what is committed (`groups`).
 
 mod measure;
+mod query;
 mod refresh;
 mod table;
 
@@ -20,7 +22,9 @@ pub(crate) use table::{LagTable, Row};
 
 use crate::{
     broker::{Broker, Inner},
-    error::{Details, Failure, GroupRequestError, LagError, LimitReached, PartitionReadError, Reason},
+    error::{
+        Details, Failure, GroupRequestError, LagError, LimitReached, PartitionReadError, Reason, ShuttingDown,
+    },
 };
 
 /// Groups or topics that one request may name: far more than anybody types.
@@ -100,7 +104,7 @@ pub struct MeasuredLag {
     pub below_log_start: bool,
 }
 
-/// Why the lag in a partition is not known: it is damaged, or unavailable.
+/// Why the lag in a partition is not known: it is damaged, or unavailable, or was not counted in time.
 #[derive(Debug, Clone)]
 pub struct LagUnknown(pub(crate) Arc<PartitionReadError>);
 
@@ -123,11 +127,12 @@ impl Failure for LagUnknown {
 }
 
 impl Broker {
-    /// The lag of groups. Reads the table; where commits or logs have moved since it was filled, it waits for the
-    /// table to be filled again, so that what was committed or appended before the question is in the answer.
+    /// The lag of groups. Reads the table, and counts in those partitions asked for that have moved since it was
+    /// filled, so that what was committed or appended before the question is in the answer.
     ///
     /// # Errors
-    /// [`LagError`]; partitions whose lag is not known say so in the answer.
+    /// [`LagError`]; partitions whose lag is not known, also because it was not counted within 5 s, say so in the
+    /// answer.
     pub async fn lag(&self, request: LagRequest) -> Result<LagReport, LagError> {
         self.counted(self.inner.lag_report(request).await)
     }
@@ -144,19 +149,11 @@ impl Inner {
         }
         let groups: BTreeSet<_> = request.groups.into_iter().collect();
         let topics: BTreeSet<_> = request.topics.into_iter().collect();
-        let wanted = |group: &GroupName, topic: &TopicName| {
-            (groups.is_empty() || groups.contains(group)) && (topics.is_empty() || topics.contains(topic))
-        };
+        let wanted = |topic: &TopicName| topics.is_empty() || topics.contains(topic);
         if groups.is_empty() {
             // Groups that nobody knows of yet must not pass for groups without lag.
             for shard in self.coordinator.not_loaded() {
                 self.look(shard, |_| Ok(())).await?;
-            }
-        }
-        if !self.lag.is_current(self, &groups, wanted) {
-            tokio::select! {
-                () = self.lag.filled() => {}
-                () = self.shutdown.cancelled() => self.refuse_when_stopping()?,
             }
         }
         for group in &groups {
@@ -167,11 +164,16 @@ impl Inner {
                 return Err(GroupRequestError::from(GroupError::NotFound { group: group.clone() }).into());
             }
         }
-        let rows = self.lag.rows(&self.topics, wanted);
+        let standing = self.standing(&groups);
         let limit = self.config.limits.lag_partitions;
-        if rows.len() > limit {
+        if standing.count(&self.topics, wanted) > limit {
             return Err(LimitReached { what: "partitions in one answer of lag", limit: limit as u64 }.into());
         }
+        let measured = tokio::select! {
+            measured = self.measured(standing.partitions(&self.topics, wanted)) => measured,
+            () = self.shutdown.cancelled() => return Err(ShuttingDown.into()),
+        };
+        let rows = standing.rows(&self.topics, wanted, |id| measured.get(&id).map(|measured| &**measured));
         let now = self.clock.now();
         let topics = topic_sums(&rows, now);
         let partitions = rows.into_iter().map(|row| partition_lag(row, now)).collect();

@@ -88,11 +88,6 @@ impl CommitTable {
         self.groups.read().get(group).cloned()
     }
 
-    /// The version: a reader that takes it before it reads has at least the changes up to it.
-    pub(crate) fn version(&self) -> u64 {
-        *self.version.borrow()
-    }
-
     /// Resolves on changes; its value is the version.
     pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
         self.version.subscribe()

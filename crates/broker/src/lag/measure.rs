@@ -13,7 +13,10 @@ use rimstone_types::{Offset, PartitionIndex};
 use tokio::time::Instant;
 
 use super::{LagUnknown, table::Counted};
-use crate::{error::PartitionReadError, topics::Topic};
+use crate::{
+    error::{PartitionReadError, PartitionUnavailable},
+    topics::Topic,
+};
 
 /// A count is made again if log start moved or compaction went on meanwhile, which is rare; so often in a row only
 /// if something is wrong.
@@ -33,9 +36,9 @@ pub(super) struct Measured {
     counts: Result<BTreeMap<Option<Offset>, Unread>, Unknown>,
 }
 
-/// When nothing of these has changed, no count has.
+/// When nothing of these has changed, no count has. Each of them only goes up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Moment {
+pub(super) struct Moment {
     start: Offset,
     end: Offset,
     generation: u64,
@@ -54,6 +57,15 @@ impl Moment {
         let LogEnds { start, stable: end, .. } = store.ends();
         Self { start, end, generation }
     }
+
+    /// How a partition is now; `None`: it is not open.
+    pub(super) fn now(topic: &Topic, partition: PartitionIndex) -> Option<Self> {
+        topic.partition(partition).ok().map(|store| Self::of(&**store))
+    }
+
+    fn is_at_least(&self, other: &Self) -> bool {
+        self.start >= other.start && self.end >= other.end && self.generation >= other.generation
+    }
 }
 
 impl Measured {
@@ -68,9 +80,32 @@ impl Measured {
         }
     }
 
-    /// Whether the partition is as it was.
-    pub(super) fn is_of(&self, topic: &Topic, partition: PartitionIndex) -> bool {
-        self.moment == topic.partition(partition).ok().map(|store| Moment::of(&**store))
+    /// What is told of a partition that was not counted in time.
+    pub(super) fn late(topic: &Topic, partition: PartitionIndex, within: Duration) -> Self {
+        let why = format!("its lag was not counted within {} s; try again", within.as_secs());
+        let late = PartitionUnavailable { topic: topic.name.clone(), partition, why };
+        let why = LagUnknown(Arc::new(late.into()));
+        let unknown = Unknown { why, since: Instant::now(), positions: Positions::new() };
+        Self { moment: None, counts: Err(unknown) }
+    }
+
+    /// Whether it answers a question about these positions that was asked when the partition was so.
+    pub(super) fn answers(&self, asked: Option<Moment>, positions: &Positions) -> bool {
+        let is_not_older = match (&self.moment, &asked) {
+            (Some(then), Some(asked)) => then.is_at_least(asked),
+            (then, asked) => then.is_none() && asked.is_none(),
+        };
+        is_not_older
+            && self.covers(positions)
+            && self.counts.as_ref().map_or_else(|unknown| unknown.since.elapsed() < RETRY_AFTER, |_| true)
+    }
+
+    /// Whether all of these positions were counted from, or tried.
+    pub(super) fn covers(&self, positions: &Positions) -> bool {
+        match &self.counts {
+            Ok(counts) => positions.iter().all(|position| counts.contains_key(position)),
+            Err(unknown) => positions.is_subset(&unknown.positions),
+        }
     }
 
     fn serves(&self, moment: Option<Moment>, positions: &Positions) -> bool {
@@ -90,7 +125,7 @@ pub(super) async fn measure(
     before: Option<Arc<Measured>>,
 ) -> Arc<Measured> {
     let store = topic.partition(partition);
-    let moment = store.as_ref().ok().map(|store| Moment::of(&***store));
+    let moment = Moment::now(topic, partition);
     if let Some(before) = before.as_ref().filter(|before| before.serves(moment, &positions)) {
         return Arc::clone(before);
     }

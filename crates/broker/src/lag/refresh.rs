@@ -1,5 +1,5 @@
-//! The task that keeps the table: it sleeps until a commit or a log has moved, or somebody waits, and fills the
-//! table in one pass.
+//! The task that keeps the table: it sleeps until a commit or a log has moved, and fills the table in one pass.
+//! Nobody waits for a pass, and nobody can make one come sooner.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,23 +9,19 @@ use std::{
 
 use futures::{StreamExt, stream};
 use rimstone_store::Waiter;
-use rimstone_types::{GroupName, PartitionId, PartitionIndex};
+use rimstone_types::PartitionId;
 use tokio::time::Instant;
 
 use super::{
-    measure::{Positions, measure},
-    table::Published,
+    measure::measure,
+    table::{Known, Published, Wanted},
 };
-use crate::{
-    broker::Inner,
-    groups::GroupCommits,
-    topics::{Topic, TopicTable},
-};
+use crate::{broker::Inner, topics::TopicTable};
 
-/// Partitions that are counted at one time: look-ups may wait for the disk, and must leave it to readers.
+/// Partitions that a pass counts in at one time: look-ups may wait for the disk, and must leave it to readers.
 const COUNTS_AT_ONCE: usize = 16;
 
-/// The least time between two passes that nobody waits for, so that a busy log is not counted for each batch.
+/// The least time between two passes, so that a busy log is not counted for each batch.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 
 /// The pause is so many times what the last pass took, if that is more: passes take at most a twentieth of a core.
@@ -42,13 +38,6 @@ struct Watched {
     subscribed: BTreeSet<PartitionId>,
 }
 
-/// A partition to count in.
-struct Wanted {
-    topic: Arc<Topic>,
-    partition: PartitionIndex,
-    positions: Positions,
-}
-
 impl Inner {
     /// Keeps the table until shutdown.
     pub(crate) async fn keep_lag(self: Arc<Self>) {
@@ -57,63 +46,39 @@ impl Inner {
         loop {
             let began = Instant::now();
             commits.mark_unchanged();
-            let asked = self.lag.asked();
-            let published = self.pass(&mut watched).await;
-            self.lag.publish(published, asked);
+            tokio::select! {
+                published = self.pass(&mut watched) => self.lag.publish(published),
+                () = self.shutdown.cancelled() => return,
+            }
             let pause = (began.elapsed() * PAUSE_SHARE).max(PAUSE_MIN);
-            // A pass that was asked for meanwhile has left its mark, and comes at once.
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                () = self.lag.ask.notified() => continue,
                 () = self.shutdown.cancelled() => return,
             }
             tokio::select! {
                 () = watched.waiter.wait() => {}
                 changed = commits.changed() => changed.expect("the table outlives its keeper"),
                 () = tokio::time::sleep(PASS_EVERY) => {}
-                () = self.lag.ask.notified() => {}
                 () = self.shutdown.cancelled() => return,
             }
         }
     }
 
     async fn pass(&self, watched: &mut Watched) -> Published {
-        let before = self.lag.published();
-        let version = self.commits.version();
-        let groups = self.commits.read(|groups| {
-            let kept = |(name, commits): (&GroupName, &GroupCommits)| {
-                let same = before.groups.get(name).filter(|known| known.version == commits.version);
-                (name.clone(), same.cloned().unwrap_or_else(|| Arc::new(commits.clone())))
-            };
-            groups.iter().map(kept).collect()
-        });
-        let mut published = Published { version, groups, partitions: BTreeMap::new() };
-        let wanted = self.wanted(&published);
+        let standing = self.standing(&BTreeSet::new());
+        let wanted = standing.partitions(&self.topics, |_| true);
         watched.watch(&self.topics, &wanted);
-        let counted = wanted.into_iter().map(|(id, wanted)| {
-            let known = before.partitions.get(&id).cloned();
-            async move { (id, measure(&wanted.topic, wanted.partition, wanted.positions, known).await) }
+        let mut before = self.lag.known(wanted.keys());
+        let counted = wanted.into_iter().map(|(id, Wanted { topic, partition, positions })| {
+            let known = before.remove(&id).map(|known| known.measured);
+            async move {
+                let measured = measure(&topic, partition, positions.clone(), known).await;
+                (id, Known { measured, positions: Arc::new(positions) })
+            }
         });
-        published.partitions = stream::iter(counted).buffer_unordered(COUNTS_AT_ONCE).collect().await;
-        published
-    }
-
-    fn wanted(&self, published: &Published) -> BTreeMap<PartitionId, Wanted> {
-        let mut wanted: BTreeMap<PartitionId, Wanted> = BTreeMap::new();
-        published.each(
-            &self.topics,
-            |_, _| true,
-            |_, topic, partition, entry| {
-                let commit = entry.commit.filter(|commit| commit.topic_id == topic.id);
-                let in_partition = wanted.entry(topic.partition_id(partition)).or_insert_with(|| Wanted {
-                    topic: Arc::clone(topic),
-                    partition,
-                    positions: Positions::new(),
-                });
-                in_partition.positions.insert(commit.map(|commit| commit.offset));
-            },
-        );
-        wanted
+        let counted: Vec<_> = counted.collect();
+        let partitions = stream::iter(counted).buffer_unordered(COUNTS_AT_ONCE).collect().await;
+        Published { standing, partitions }
     }
 }
 

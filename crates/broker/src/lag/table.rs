@@ -1,44 +1,58 @@
-//! What is published of the last pass, and the questions that it answers without asking the store for more than
-//! its ends.
+//! What is kept of what was counted, and how it becomes rows. Not here: when it is counted (`refresh`, `query`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
 };
 
 use parking_lot::RwLock;
 use rimstone_state::lag::{Lag, Unread};
 use rimstone_types::{GroupName, Offset, PartitionId, PartitionIndex, Timestamp, TopicName};
-use tokio::sync::{Notify, watch};
 
-use super::{LagUnknown, measure::Measured};
+use super::{
+    LagUnknown,
+    measure::{Measured, Positions},
+    query::Turns,
+};
 use crate::{
     broker::Inner,
     groups::{Commit, GroupCommits, Owner, PartitionCommit},
     topics::{Topic, TopicTable},
 };
 
-/// The maintained table. Filled by one task, a pass at a time.
-#[derive(Debug)]
+/// The maintained table. Filled by one task, a pass at a time; what a question had to count is put in too.
+#[derive(Debug, Default)]
 pub(crate) struct LagTable {
-    published: RwLock<Arc<Published>>,
-    /// The number of the last pass that was asked for.
-    asked: AtomicU64,
-    pub(super) ask: Notify,
-    /// The number of the last pass that was asked for before the last pass began.
-    filled: watch::Sender<u64>,
+    published: RwLock<Published>,
+    pub(super) turns: Turns,
 }
 
-/// The outcome of a pass: commits, and what was counted from each of them.
+/// The outcome of a pass: who stood where, and what was counted from there.
 #[derive(Debug, Default)]
 pub(super) struct Published {
-    /// The version of the commits, read before them.
-    pub(super) version: u64,
-    pub(super) groups: BTreeMap<GroupName, Arc<GroupCommits>>,
-    pub(super) partitions: BTreeMap<PartitionId, Arc<Measured>>,
+    pub(super) standing: Standing,
+    pub(super) partitions: BTreeMap<PartitionId, Known>,
+}
+
+/// What is known of a partition.
+#[derive(Debug, Clone)]
+pub(super) struct Known {
+    /// Of the last pass, or of a later question.
+    pub(super) measured: Arc<Measured>,
+    /// Where groups stood in the last pass: what metrics show is counted from there.
+    pub(super) positions: Arc<Positions>,
+}
+
+/// What groups have committed and who owns what, at one moment.
+#[derive(Debug, Default)]
+pub(super) struct Standing(BTreeMap<GroupName, Arc<GroupCommits>>);
+
+/// A partition that somebody stands in.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    pub(super) topic: Arc<Topic>,
+    pub(super) partition: PartitionIndex,
+    pub(super) positions: Positions,
 }
 
 /// One group in one partition.
@@ -67,79 +81,125 @@ impl Row {
     }
 }
 
-impl Default for LagTable {
-    fn default() -> Self {
-        Self {
-            published: RwLock::default(),
-            asked: AtomicU64::new(0),
-            ask: Notify::new(),
-            filled: watch::Sender::new(0),
+impl LagTable {
+    /// What a pass found.
+    pub(super) fn publish(&self, published: Published) {
+        let before = std::mem::replace(&mut *self.published.write(), published);
+        // Freed without the lock.
+        drop(before);
+    }
+
+    /// What is known of some partitions.
+    pub(super) fn known<'a>(
+        &self,
+        partitions: impl Iterator<Item = &'a PartitionId>,
+    ) -> BTreeMap<PartitionId, Known> {
+        let published = self.published.read();
+        partitions.filter_map(|id| Some((*id, published.partitions.get(id)?.clone()))).collect()
+    }
+
+    /// Puts in what a question had to count, unless a pass has meanwhile found groups where it did not count.
+    pub(super) fn put(&self, id: PartitionId, measured: &Arc<Measured>) {
+        let mut published = self.published.write();
+        match published.partitions.get_mut(&id) {
+            Some(known) if measured.covers(&known.positions) => known.measured = Arc::clone(measured),
+            Some(_) => {}
+            None => {
+                let known = Known { measured: Arc::clone(measured), positions: Arc::default() };
+                published.partitions.insert(id, known);
+            }
         }
+    }
+
+    /// All rows of the last pass, in order of group, topic and partition. Of a topic that was deleted, or made
+    /// anew, nothing is left.
+    pub(crate) fn rows(&self, topics: &TopicTable) -> Vec<Row> {
+        let published = self.published.read();
+        let measured = |id| published.partitions.get(&id).map(|known| &*known.measured);
+        published.standing.rows(topics, |_| true, measured)
     }
 }
 
-impl LagTable {
-    pub(super) fn published(&self) -> Arc<Published> {
-        Arc::clone(&self.published.read())
+impl Inner {
+    /// Who stands where now; `groups` empty: of all groups.
+    pub(super) fn standing(&self, groups: &BTreeSet<GroupName>) -> Standing {
+        let published = self.lag.published.read();
+        let kept = |(name, commits): (&GroupName, &GroupCommits)| {
+            let same = published.standing.0.get(name).filter(|known| known.version == commits.version);
+            (name.clone(), same.cloned().unwrap_or_else(|| Arc::new(commits.clone())))
+        };
+        self.commits.read(|all| {
+            Standing(match groups.is_empty() {
+                true => all.iter().map(kept).collect(),
+                false => groups.iter().filter_map(|name| all.get_key_value(name)).map(kept).collect(),
+            })
+        })
     }
+}
 
-    /// To be told to [`LagTable::publish`]: what is asked for until now is answered by a pass that begins now.
-    pub(super) fn asked(&self) -> u64 {
-        self.asked.load(Ordering::Acquire)
-    }
-
-    pub(super) fn publish(&self, published: Published, asked: u64) {
-        *self.published.write() = Arc::new(published);
-        self.filled.send_replace(asked);
-    }
-
-    /// Resolves when a pass that began after the call is published.
-    pub(super) async fn filled(&self) {
-        let mut filled = self.filled.subscribe();
-        let number = self.asked.fetch_add(1, Ordering::AcqRel) + 1;
-        self.ask.notify_one();
-        // The sender lives as long as the table.
-        drop(filled.wait_for(|filled| *filled >= number).await);
-    }
-
-    /// Whether nothing that is wanted has moved since the table was filled. Costs a look at the ends.
-    pub(super) fn is_current(
-        &self,
-        inner: &Inner,
-        groups: &BTreeSet<GroupName>,
-        wanted: impl Fn(&GroupName, &TopicName) -> bool,
-    ) -> bool {
-        let published = self.published();
-        if published.version != inner.commits.version() {
-            let same = |group: &GroupName| {
-                let now = inner.commits.read(|groups| groups.get(group).map(|commits| commits.version));
-                now == published.groups.get(group).map(|commits| commits.version)
-            };
-            if groups.is_empty() || !groups.iter().all(same) {
-                return false;
-            }
-        }
-        let mut current = true;
-        published.each(&inner.topics, wanted, |_, topic, partition, _| {
-            let measured = published.partitions.get(&topic.partition_id(partition));
-            current &= measured.is_some_and(|measured| measured.is_of(topic, partition));
-        });
-        current
-    }
-
-    /// All rows that are wanted, in order of group, topic and partition. Of a topic that was deleted, or made
-    /// anew, nothing is left.
-    pub(crate) fn rows(
+impl Standing {
+    /// Visits what groups have in topics that exist: an offset in this topic, not in an earlier one of its name,
+    /// or an owner.
+    fn each(
         &self,
         topics: &TopicTable,
-        wanted: impl Fn(&GroupName, &TopicName) -> bool,
+        wanted: impl Fn(&TopicName) -> bool,
+        mut visit: impl FnMut(&GroupName, &Arc<Topic>, PartitionIndex, &PartitionCommit),
+    ) {
+        for (group, commits) in &self.0 {
+            for (name, partitions) in &commits.topics {
+                if !wanted(name) {
+                    continue;
+                }
+                let Ok(topic) = topics.get(name) else { continue };
+                for (&partition, entry) in partitions {
+                    let committed = entry.commit.is_some_and(|commit| commit.topic_id == topic.id);
+                    if committed || entry.owner.is_some() {
+                        visit(group, &topic, partition, entry);
+                    }
+                }
+            }
+        }
+    }
+
+    /// How many rows there are in the wanted topics.
+    pub(super) fn count(&self, topics: &TopicTable, wanted: impl Fn(&TopicName) -> bool) -> usize {
+        let mut count = 0;
+        self.each(topics, wanted, |_, _, _, _| count += 1);
+        count
+    }
+
+    /// The partitions of the wanted topics that somebody stands in.
+    pub(super) fn partitions(
+        &self,
+        topics: &TopicTable,
+        wanted: impl Fn(&TopicName) -> bool,
+    ) -> BTreeMap<PartitionId, Wanted> {
+        let mut partitions: BTreeMap<PartitionId, Wanted> = BTreeMap::new();
+        self.each(topics, wanted, |_, topic, partition, entry| {
+            let commit = entry.commit.filter(|commit| commit.topic_id == topic.id);
+            let in_partition = partitions.entry(topic.partition_id(partition)).or_insert_with(|| Wanted {
+                topic: Arc::clone(topic),
+                partition,
+                positions: Positions::new(),
+            });
+            in_partition.positions.insert(commit.map(|commit| commit.offset));
+        });
+        partitions
+    }
+
+    /// Rows of the wanted topics, in order of group, topic and partition, where something was counted.
+    pub(super) fn rows<'a>(
+        &self,
+        topics: &TopicTable,
+        wanted: impl Fn(&TopicName) -> bool,
+        measured: impl Fn(PartitionId) -> Option<&'a Measured>,
     ) -> Vec<Row> {
-        let published = self.published();
         let mut rows = Vec::new();
-        published.each(topics, wanted, |group, topic, partition, entry| {
+        self.each(topics, wanted, |group, topic, partition, entry| {
             let commit = entry.commit.filter(|commit| commit.topic_id == topic.id);
             let position = commit.map(|commit| commit.offset);
-            let measured = published.partitions.get(&topic.partition_id(partition));
+            let measured = measured(topic.partition_id(partition));
             if let Some(counted) = measured.and_then(|measured| measured.from(position)) {
                 rows.push(Row {
                     group: group.clone(),
@@ -152,31 +212,5 @@ impl LagTable {
             }
         });
         rows
-    }
-}
-
-impl Published {
-    /// Visits what groups have in topics that exist: an offset in this topic, not in an earlier one of its name,
-    /// or an owner.
-    pub(super) fn each(
-        &self,
-        topics: &TopicTable,
-        wanted: impl Fn(&GroupName, &TopicName) -> bool,
-        mut visit: impl FnMut(&GroupName, &Arc<Topic>, PartitionIndex, &PartitionCommit),
-    ) {
-        for (group, commits) in &self.groups {
-            for (name, partitions) in &commits.topics {
-                if !wanted(group, name) {
-                    continue;
-                }
-                let Ok(topic) = topics.get(name) else { continue };
-                for (&partition, entry) in partitions {
-                    let committed = entry.commit.is_some_and(|commit| commit.topic_id == topic.id);
-                    if committed || entry.owner.is_some() {
-                        visit(group, &topic, partition, entry);
-                    }
-                }
-            }
-        }
     }
 }

@@ -117,7 +117,7 @@ async fn what_is_committed_or_owned_has_a_lag_and_nothing_else() {
     assert_eq!(fixture.broker.lag(many).await.expect_err("too many").reason(), Reason::LimitReached);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_question_reads_the_table_and_not_the_log() {
     let fixture = Fixture::new().await;
     let inner = &fixture.broker.inner;
@@ -144,6 +144,97 @@ async fn a_question_reads_the_table_and_not_the_log() {
     assert!(look_ups() <= filled + 2, "{filled}, then {}", look_ups());
     let reads = fixture.store.script(partition, |script| script.reads);
     assert_eq!(reads, 0, "and nothing is read");
+}
+
+/// Look-ups in each partition of topic `t`.
+fn look_ups(fixture: &Fixture, partitions: u32) -> Vec<u32> {
+    let of = |partition| fixture.store.script(fixture.partition("t", partition), |script| script.look_ups);
+    (0..partitions).map(of).collect()
+}
+
+/// Time stands still here, so that no pass comes between: what is counted is counted for a question.
+#[tokio::test(start_paused = true)]
+async fn a_question_counts_in_those_of_its_partitions_that_have_moved_and_in_no_other() {
+    let fixture = Fixture::new().await;
+    let inner = &fixture.broker.inner;
+    fixture.topic("t", 4).await;
+    for partition in 0..4 {
+        fixture.put("t", partition, &["a", "b"]).await;
+        commit_to(inner, &format!("g{}", partition / 2), "t", partition, Some(1));
+    }
+    lag_of(&fixture.broker, &[]).await;
+    let before = look_ups(&fixture, 4);
+    for partition in [0, 2, 3] {
+        fixture.put("t", partition, &["c"]).await;
+    }
+    // Of the first group one partition has moved; the other group's are busy too, and none of its concern.
+    let expected = [("g0".to_owned(), 0, Some(1), 2, 0, false), ("g0".to_owned(), 1, Some(1), 1, 0, false)];
+    for _ in 0..20 {
+        assert_eq!(lines(&lag_of(&fixture.broker, &["g0"]).await), expected);
+    }
+    let after = look_ups(&fixture, 4);
+    assert_eq!((after[0], &after[1..]), (before[0] + 2, &before[1..]), "a count and an append time");
+    // Only a topic of a group, and nothing anew of what a commit leaves behind.
+    let request = LagRequest { groups: vec![group("g1")], topics: vec![name("t")] };
+    assert_eq!(fixture.broker.lag(request).await.expect("it is answered").partitions.len(), 2);
+    commit_to(inner, "g1", "t", 3, Some(3));
+    assert_eq!(lines(&lag_of(&fixture.broker, &["g1"]).await)[1].3, 0);
+    let [zero, one, ..] = look_ups(&fixture, 4)[..] else { panic!("there are four") };
+    assert_eq!((zero, one), (after[0], after[1]));
+    let all = look_ups(&fixture, 4);
+    for _ in 0..20 {
+        lag_of(&fixture.broker, &[]).await;
+        lag_of(&fixture.broker, &["g1"]).await;
+    }
+    assert_eq!(look_ups(&fixture, 4), all, "where nothing moves nothing is counted");
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_who_ask_at_once_are_answered_by_one_count() {
+    let fixture = Fixture::new().await;
+    fixture.topic("t", 1).await;
+    fixture.put("t", 0, &["a", "b"]).await;
+    commit_to(&fixture.broker.inner, "g", "t", 0, Some(1));
+    lag_of(&fixture.broker, &[]).await;
+    let before = look_ups(&fixture, 1)[0];
+    fixture.put("t", 0, &["c"]).await;
+    let permits = Arc::new(tokio::sync::Semaphore::new(0));
+    let partition = fixture.partition("t", 0);
+    fixture.store.script(partition, |script| script.counts = Some(Arc::clone(&permits)));
+    let ask = || {
+        let broker = fixture.broker.clone();
+        tokio::spawn(async move { lines(&lag_of(&broker, &["g"]).await) })
+    };
+    let asked: Vec<_> = (0..50).map(|_| ask()).collect();
+    until("the first to count", || look_ups(&fixture, 1)[0] > before).await;
+    permits.add_permits(1_000);
+    for answer in asked {
+        assert_eq!(answer.await.expect("it ends")[0].3, 2);
+    }
+    assert_eq!(look_ups(&fixture, 1)[0], before + 2, "a count and an append time for all of them");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_partition_that_cannot_be_counted_in_time_says_so_and_holds_up_no_other() {
+    let fixture = Fixture::new().await;
+    let inner = &fixture.broker.inner;
+    fixture.topic("t", 2).await;
+    for partition in [0, 1] {
+        fixture.put("t", partition, &["a", "b"]).await;
+        commit_to(inner, "g", "t", partition, Some(1));
+    }
+    let slow = fixture.partition("t", 0);
+    let permits = Arc::new(tokio::sync::Semaphore::new(0));
+    fixture.store.script(slow, |script| script.counts = Some(Arc::clone(&permits)));
+    let report = lag_of(&fixture.broker, &["g"]).await;
+    let late = report.partitions[0].measured.as_ref().expect_err("it waits for the disk");
+    assert_eq!(late.reason(), Reason::PartitionUnavailable);
+    assert!(late.to_string().contains("not counted within 5 s"), "{late}");
+    assert_eq!(report.partitions[1].measured.as_ref().expect("it is known").lag.records, 1);
+    assert_eq!(report.topics[0].unknown, 1);
+    // It is no longer than that that it is not known.
+    permits.add_permits(1_000);
+    assert_eq!(lines(&lag_of(&fixture.broker, &["g"]).await)[0].3, 1);
 }
 
 #[tokio::test]
@@ -211,7 +302,8 @@ async fn what_is_deleted_leaves_no_series() {
         commit_to(inner, who, topic, 0, Some(0));
     }
     fixture.clock.advance(1500);
-    lag_of(&fixture.broker, &[]).await;
+    // Metrics show the last pass.
+    until("a pass", || series(&fixture.broker).len() == 9).await;
     assert_eq!(
         series(&fixture.broker),
         [
@@ -260,10 +352,8 @@ async fn a_partition_that_cannot_be_counted_says_so_and_hides_no_other() {
     assert_eq!(report.partitions[1].measured.as_ref().unwrap().lag.records, 1);
     assert_eq!(report.topics[0].lag, TopicLag { records: 1, millis: 0, partitions: 1 });
     assert_eq!(report.topics[0].unknown, 1);
-    assert!(
-        series(&fixture.broker)
-            .contains(&r#"rimstone_group_lag_unknown_partitions{group="g",topic="t"} 1"#.to_owned())
-    );
+    let unknown = r#"rimstone_group_lag_unknown_partitions{group="g",topic="t"} 1"#.to_owned();
+    until("a pass", || series(&fixture.broker).contains(&unknown)).await;
     // It heals when the partition moves.
     fixture.store.script(broken, |script| script.read_error = None);
     fixture.put("t", 0, &["c"]).await;
@@ -278,13 +368,11 @@ async fn partitions_have_series_of_their_own_where_the_setting_says_so() {
     fixture.put("t", 1, &["a", "b"]).await;
     commit_to(&fixture.broker.inner, "g", "t", 1, Some(1));
     fixture.clock.advance(2000);
-    lag_of(&fixture.broker, &[]).await;
-    let shown = series(&fixture.broker);
     for expected in [
         r#"rimstone_group_partition_lag_records{group="g",partition="1",topic="t"} 1"#,
         r#"rimstone_group_partition_lag_seconds{group="g",partition="1",topic="t"} 2"#,
     ] {
-        assert!(shown.contains(&expected.to_owned()), "{shown:?}");
+        until(expected, || series(&fixture.broker).contains(&expected.to_owned())).await;
     }
 }
 

@@ -36,7 +36,7 @@ fn seconds(millis: u64) -> f64 {
 }
 
 pub(super) fn families(inner: &Inner) -> Vec<MetricFamily> {
-    let rows = inner.lag.rows(&inner.topics, |_, _| true);
+    let rows = inner.lag.rows(&inner.topics);
     let now = inner.clock.now();
     let sums = topic_sums(&rows, now);
     let mut families = Vec::new();
