@@ -5,43 +5,46 @@
 //! |---|---|
 //! | `rows` | the rows, and how one pair of runs measures them |
 //! | `resources` | what an idle server costs |
-//! | `row` | ratio, spread, verdict |
-//! | `lab` | servers and clients, each a process of its own |
 //!
-//! Not here: load (`rimstone bench`) and what others can do (`reference`), which are run as programs.
+//! Not here: load (`rimstone bench`) and what others can do (`reference`), which are run as programs; processes, ratios
+//! and verdicts, which the package's library has.
 #![forbid(unsafe_code)]
 
-mod lab;
 mod resources;
-mod row;
 mod rows;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, time::Instant};
 
-use anyhow::{Context as _, ensure};
+use anyhow::bail;
 use clap::Parser;
-
-use crate::{
+use rimstone_benches::{
     lab::Lab,
-    row::{Measured, Verdict},
-    rows::{ALL, Experiment},
+    table::{Table, shown, unless_interrupted},
 };
+
+use crate::rows::{ALL, Experiment};
+
+/// Enough that a row that falls short in all of them does so for a reason.
+const PAIRS_DEFAULT: u32 = 5;
 
 /// Measures every row beside its reference; ends with 1 if one falls short or cannot be measured.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// Pairs of runs for each row
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    pairs: u32,
-    /// Only rows whose names contain this; may be repeated
-    #[arg(long, value_name = "TEXT")]
+    /// Pairs of runs for each row [default: 5, or 1 with --quick]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pairs: Option<u32>,
+    /// Only these: keys that --list shows, or how they begin, with commas between them
+    #[arg(long, value_name = "KEY,...", value_delimiter = ',')]
     only: Vec<String>,
-    /// Shows the rows and measures nothing
+    /// Shows the keys and their rows, and measures nothing
     #[arg(long)]
     list: bool,
     /// Tiny runs, to see that every row works. The figures mean nothing, and none falls short
     #[arg(long)]
     quick: bool,
+    /// Writes the table to this file as well, as Markdown
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
     /// The program under test
     #[arg(long, value_name = "FILE", default_value = "target/release/rimstone")]
     rimstone: PathBuf,
@@ -56,105 +59,76 @@ struct Arguments {
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
-    let chosen: Vec<_> = ALL.iter().filter(|experiment| arguments.chose(experiment)).collect();
-    ensure!(!chosen.is_empty(), "no row contains {:?}; --list shows them", arguments.only);
+    let chosen = chosen(&arguments.only)?;
     if arguments.list {
-        for row in chosen.iter().flat_map(|experiment| experiment.rows) {
-            println!("{}", row.name);
+        for experiment in chosen {
+            for row in experiment.rows {
+                println!("{:16}  {}", experiment.key, row.name);
+            }
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let lab = arguments.lab()?;
-    println!("{}", machine(&lab)?);
-    let mut measured = Vec::new();
-    for experiment in chosen {
-        measured.extend(measure(&lab, experiment, arguments.pairs).await);
-    }
-    print(&measured);
-    let failed = measured.iter().any(|row| matches!(row.verdict(), Verdict::Failed(_)));
-    let short = !lab.quick && measured.iter().any(|row| row.verdict() == Verdict::Short);
-    if lab.quick {
-        println!("A quick run: the figures mean nothing.");
-    }
-    Ok(if failed || short { ExitCode::FAILURE } else { ExitCode::SUCCESS })
-}
-
-impl Arguments {
-    fn chose(&self, experiment: &Experiment) -> bool {
-        let named = |text: &String| experiment.rows.iter().any(|row| row.name.contains(text));
-        self.only.is_empty() || self.only.iter().any(named)
-    }
-
-    fn lab(&self) -> anyhow::Result<Lab> {
-        let here = std::env::current_exe()?;
-        let reference = here.parent().context("a program lies in a directory")?.join("reference");
-        for program in [&self.rimstone, &reference] {
-            ensure!(program.is_file(), "{} is not there: cargo build --release", program.display());
+    let Arguments { rimstone, directory, memory, quick, .. } = &arguments;
+    let lab = Lab::new(rimstone, &["reference"], directory, memory, *quick)?;
+    let pairs = arguments.pairs.unwrap_or(if *quick { 1 } else { PAIRS_DEFAULT });
+    let machine = lab.machine()?;
+    println!("{machine}");
+    let begun = Instant::now();
+    let table = unless_interrupted(async {
+        let mut table = Table { quick: *quick, ..Table::default() };
+        for experiment in chosen {
+            table.measure(experiment.rows, pairs, || experiment.run(&lab)).await;
         }
-        Ok(Lab {
-            rimstone: self.rimstone.canonicalize()?,
-            reference,
-            disk: self.directory.canonicalize().context("--directory")?,
-            memory: self.memory.clone(),
-            quick: self.quick,
-        })
-    }
+        Ok(table)
+    })
+    .await?;
+    table.tell(&machine, pairs, arguments.markdown.as_deref())?;
+    eprintln!("{} in all", shown(begun.elapsed()));
+    Ok(if table.passes() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// All pairs of an experiment.
-async fn measure(lab: &Lab, experiment: &Experiment, pairs: u32) -> Vec<Measured> {
-    let rows = experiment.rows.iter();
-    let mut measured: Vec<_> =
-        rows.map(|row| Measured { row: *row, samples: Vec::new(), failure: None }).collect();
-    for pair in 1..=pairs {
-        eprintln!("{} ({pair} of {pairs})", experiment.rows[0].name);
-        match experiment.run(lab).await {
-            Ok(samples) => {
-                for (measured, sample) in measured.iter_mut().zip(samples) {
-                    measured.samples.push(sample);
-                }
-            }
-            Err(error) => {
-                // What failed once is not measured: the other pairs would say something else.
-                for measured in &mut measured {
-                    measured.failure = Some(format!("{error:#}"));
-                }
-                break;
-            }
+/// The experiments that were asked for, in the order of the table; all of them if none was.
+fn chosen(only: &[String]) -> anyhow::Result<Vec<&'static Experiment>> {
+    for text in only {
+        if text.is_empty() || !ALL.iter().any(|experiment| experiment.key.starts_with(text)) {
+            let keys: Vec<_> = ALL.iter().map(|experiment| experiment.key).collect();
+            bail!("--only: nothing is called {text:?}; there are {}", keys.join(", "));
         }
     }
-    measured
+    let named = |key: &str| only.is_empty() || only.iter().any(|text| key.starts_with(text));
+    Ok(ALL.iter().filter(|experiment| named(experiment.key)).collect())
 }
 
-fn print(measured: &[Measured]) {
-    let head = ["ROW", "GOAL", "FIGURE", "BEST", "REFERENCE", "RATIO", "SPREAD", ""].map(str::to_owned);
-    let cells: Vec<_> = std::iter::once(head).chain(measured.iter().map(Measured::cells)).collect();
-    let width = |column: usize| cells.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<_> = (0..8).map(width).collect();
-    for row in &cells {
-        let line: String = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}  ")).collect();
-        println!("{}", line.trim_end());
-    }
-    for row in measured {
-        if let Verdict::Failed(why) = row.verdict() {
-            println!("{}: {why}", row.row.name);
-        }
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// What the figures were taken on.
-fn machine(lab: &Lab) -> anyhow::Result<String> {
-    let cores = std::thread::available_parallelism()?;
-    let system = rustix::system::uname();
-    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let cpu = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
-    let cpu = cpu.trim_start_matches([' ', '\t', ':']);
-    let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let memory = memory.lines().find_map(|line| line.strip_prefix("MemTotal:")).unwrap_or_default().trim();
-    Ok(format!(
-        "{cores} processors ({cpu}), {memory}, {} {}, data in {}",
-        system.sysname().to_string_lossy(),
-        system.release().to_string_lossy(),
-        lab.disk.display()
-    ))
+    fn keys(only: &[&str]) -> Vec<&'static str> {
+        let only: Vec<_> = only.iter().map(|text| (*text).to_owned()).collect();
+        chosen(&only).expect("they are there").iter().map(|experiment| experiment.key).collect()
+    }
+
+    #[test]
+    fn rows_are_chosen_by_keys_and_by_how_these_begin() {
+        assert_eq!(keys(&[]).len(), ALL.len());
+        assert_eq!(keys(&["consume-cold", "produce-1k"]), ["produce-1k", "consume-cold"]);
+        assert_eq!(keys(&["produce"]), ["produce-1k", "produce-tmpfs", "produce-100"]);
+        let error = chosen(&["produce-1k".to_owned(), "nothing".to_owned()]).expect_err("no such row");
+        assert!(
+            error.to_string().contains("nothing") && error.to_string().contains("idle-server"),
+            "{error}"
+        );
+        assert!(chosen(&[String::new()]).is_err());
+        let mut all = keys(&[]);
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), ALL.len(), "two have the same key");
+    }
+
+    #[test]
+    fn arguments_are_as_they_are_told() {
+        let arguments = Arguments::parse_from(["goals", "--only", "produce-1k,consume-1k", "--pairs", "7"]);
+        assert_eq!((arguments.only.len(), arguments.pairs), (2, Some(7)));
+        assert!(Arguments::try_parse_from(["goals", "--pairs", "0"]).is_err());
+    }
 }

@@ -5,9 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rimstone_benches::{lab::Lab, row::Sample};
 use tokio::time::sleep;
-
-use crate::{lab::Lab, row::Sample};
 
 /// Partitions of the row.
 const PARTITIONS: u32 = 1000;
@@ -23,7 +22,7 @@ pub(crate) async fn idle_partitions(lab: &Lab) -> anyhow::Result<Vec<Sample>> {
     let empty = lab.server(&lab.disk).await?;
     sleep(settle).await;
     let (memory, descriptors) = (empty.anonymous()?, empty.descriptors()?);
-    drop(empty);
+    empty.end().await?;
     let server = lab.server(&lab.disk).await?;
     lab.rimstone(&server, &format!("topic create many --partitions {PARTITIONS}")).await?;
     // Single records go to each partition in turn.
@@ -35,20 +34,24 @@ pub(crate) async fn idle_partitions(lab: &Lab) -> anyhow::Result<Vec<Sample>> {
     sleep(idle).await;
     let busy = (server.cpu()? - cpu).as_secs_f64() / begun.elapsed().as_secs_f64();
     let each = |all: f64, without: f64| Sample::alone((all - without).max(0.0) / f64::from(PARTITIONS));
-    Ok(vec![
+    let samples = vec![
         each(server.anonymous()?, memory),
         each(server.descriptors()?, descriptors),
         Sample::alone(busy),
         Sample::alone(server.ready.as_secs_f64()),
-    ])
+    ];
+    server.end().await?;
+    Ok(samples)
 }
 
 pub(crate) async fn idle_server(lab: &Lab) -> anyhow::Result<Vec<Sample>> {
     let server = lab.server(&lab.disk).await?;
     sleep(if lab.quick { SETTLE / 10 } else { SETTLE }).await;
-    Ok(vec![
+    let samples = vec![
         Sample::alone(server.anonymous()?),
         Sample::alone(fs::metadata(&lab.rimstone)?.len() as f64),
         Sample::alone(server.ready.as_secs_f64()),
-    ])
+    ];
+    server.end().await?;
+    Ok(samples)
 }

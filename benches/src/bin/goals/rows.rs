@@ -1,17 +1,21 @@
 //! The experiments: each gives some rows by one pair of runs, the reference first.
 
-use anyhow::Context as _;
-use serde_json::Value;
+use std::path::Path;
 
-use crate::{
+use anyhow::Context as _;
+use rimstone_benches::{
     lab::{Lab, figure},
-    resources,
     row::{Goal, Row, Sample, Unit},
 };
+use serde_json::Value;
+
+use crate::resources;
 
 /// Which rows, and how one pair of runs measures them.
 #[derive(Debug)]
 pub(crate) struct Experiment {
+    /// What chooses it on the command line.
+    pub(crate) key: &'static str,
     pub(crate) rows: &'static [Row],
     pub(crate) kind: Kind,
 }
@@ -47,6 +51,7 @@ const fn row(name: &'static str, unit: Unit, goal: Goal, reference: Option<&'sta
 /// All of them, in the order of the table.
 pub(crate) const ALL: &[Experiment] = &[
     Experiment {
+        key: "produce-1k",
         kind: Kind::Produce1K,
         rows: &[
             row("produce 1 KiB, 4 producers", Unit::BytesPerSecond, Goal::AtLeast(0.9), BARE_PATH),
@@ -59,10 +64,12 @@ pub(crate) const ALL: &[Experiment] = &[
         ],
     },
     Experiment {
+        key: "produce-tmpfs",
         kind: Kind::ProduceInMemory,
         rows: &[row("produce 1 KiB, data on tmpfs", Unit::BytesPerSecond, Goal::AtLeast(1.2e9), None)],
     },
     Experiment {
+        key: "produce-100",
         kind: Kind::Produce100,
         rows: &[
             row("produce 100 B, 4 producers", Unit::PerSecond, Goal::AtLeast(5e6), None),
@@ -70,18 +77,22 @@ pub(crate) const ALL: &[Experiment] = &[
         ],
     },
     Experiment {
+        key: "plain-1k",
         kind: Kind::Plain(1024),
         rows: &[row("plain 1 KiB, calls of 100", Unit::PerSecond, Goal::AtLeast(0.6), BARE_TONIC)],
     },
     Experiment {
+        key: "plain-100",
         kind: Kind::Plain(100),
         rows: &[row("plain 100 B, calls of 100", Unit::PerSecond, Goal::AtLeast(0.6), BARE_TONIC)],
     },
     Experiment {
+        key: "single-unary",
         kind: Kind::Unary,
         rows: &[row("single records, 64 unary callers", Unit::PerSecond, Goal::AtLeast(0.9), BARE_PATH)],
     },
     Experiment {
+        key: "single-streams",
         kind: Kind::Streams,
         rows: &[
             row("single records, 64 callers on 4 streams", Unit::PerSecond, Goal::AtLeast(0.9), BARE_PATH),
@@ -89,6 +100,7 @@ pub(crate) const ALL: &[Experiment] = &[
         ],
     },
     Experiment {
+        key: "single-one",
         kind: Kind::OneCaller,
         rows: &[row(
             "single record, one caller, p50",
@@ -98,6 +110,7 @@ pub(crate) const ALL: &[Experiment] = &[
         )],
     },
     Experiment {
+        key: "partitions",
         kind: Kind::Partitions,
         rows: &[
             row("20,000/s, p50 over 16 partitions", Unit::Seconds, Goal::AtMost(1.5), ONE_PARTITION),
@@ -106,6 +119,7 @@ pub(crate) const ALL: &[Experiment] = &[
         ],
     },
     Experiment {
+        key: "consume-1k",
         kind: Kind::Consume1K,
         rows: &[
             row("consume 1 KiB, warm", Unit::BytesPerSecond, Goal::AtLeast(1.0), BARE_TONIC),
@@ -113,14 +127,17 @@ pub(crate) const ALL: &[Experiment] = &[
         ],
     },
     Experiment {
+        key: "consume-100",
         kind: Kind::Consume100,
         rows: &[row("consume 100 B, warm, decoded", Unit::PerSecond, Goal::AtLeast(10e6), None)],
     },
     Experiment {
+        key: "consume-cold",
         kind: Kind::ConsumeCold,
         rows: &[row("consume 1 KiB, cold", Unit::BytesPerSecond, Goal::AtLeast(0.8), Some("a cold pread"))],
     },
     Experiment {
+        key: "cold-beside",
         kind: Kind::ColdBeside,
         rows: &[
             row("cold reader: p99 of producers, beside / alone", Unit::Plain, Goal::AtMost(1.1), None),
@@ -128,6 +145,7 @@ pub(crate) const ALL: &[Experiment] = &[
         ],
     },
     Experiment {
+        key: "idle-partitions",
         kind: Kind::IdlePartitions,
         rows: &[
             row("1,000 idle partitions: memory each", Unit::Bytes, Goal::AtMost(8192.0), None),
@@ -138,6 +156,7 @@ pub(crate) const ALL: &[Experiment] = &[
         ],
     },
     Experiment {
+        key: "idle-server",
         kind: Kind::IdleServer,
         rows: &[
             row("server, idle: memory", Unit::Bytes, Goal::AtMost(12.0 * 1_048_576.0), None),
@@ -194,6 +213,14 @@ fn producing(lab: &Lab, size: u64, records: u64) -> String {
     )
 }
 
+/// Our server on a directory of its own, with nothing else running; `rimstone bench` with these words.
+async fn alone(lab: &Lab, place: &Path, words: &str) -> anyhow::Result<Value> {
+    let server = lab.server(place).await?;
+    let document = lab.bench(&server, words).await?;
+    server.end().await?;
+    Ok(document)
+}
+
 async fn produce_1k(lab: &Lab) -> anyhow::Result<Vec<Sample>> {
     let disk = lab.disk(&format!("append --step {} --bytes {}", 4 << 20, lab.count(300 << 20))).await?;
     let server = lab.reference_server(true).await?;
@@ -202,9 +229,8 @@ async fn produce_1k(lab: &Lab) -> anyhow::Result<Vec<Sample>> {
         "call --kind bidi --connections {PRODUCERS} --in-flight {IN_FLIGHT} --size {BATCH_BYTES} -n {requests}"
     );
     let bare = lab.reference(&server, &words).await?;
-    drop(server);
-    let server = lab.server(&lab.disk).await?;
-    let ours = lab.bench(&server, &producing(lab, 1024, RECORDS_1K)).await?;
+    server.end().await?;
+    let ours = alone(lab, &lab.disk, &producing(lab, 1024, RECORDS_1K)).await?;
     let ours = figure(&ours, "produce", "bytes_per_s")?;
     Ok(vec![
         Sample::beside(ours, figure(&bare, "call", "bytes_per_s")?),
@@ -213,8 +239,7 @@ async fn produce_1k(lab: &Lab) -> anyhow::Result<Vec<Sample>> {
 }
 
 async fn produce_in_memory(lab: &Lab) -> anyhow::Result<Vec<Sample>> {
-    let server = lab.server(&lab.memory).await?;
-    let ours = lab.bench(&server, &producing(lab, 1024, RECORDS_1K)).await?;
+    let ours = alone(lab, &lab.memory, &producing(lab, 1024, RECORDS_1K)).await?;
     Ok(vec![Sample::alone(figure(&ours, "produce", "bytes_per_s")?)])
 }
 
@@ -223,6 +248,7 @@ async fn produce_100(lab: &Lab) -> anyhow::Result<Vec<Sample>> {
     let before = server.cpu()?;
     let ours = lab.bench(&server, &producing(lab, 100, RECORDS_100)).await?;
     let busy = (server.cpu()? - before).as_secs_f64();
+    server.end().await?;
     let records = figure(&ours, "produce", "records")?;
     Ok(vec![Sample::alone(figure(&ours, "produce", "records_per_s")?), Sample::alone(busy / records)])
 }
@@ -235,12 +261,11 @@ async fn plain(lab: &Lab, size: u32) -> anyhow::Result<Vec<Sample>> {
         records.div_ceil(PER_CALL)
     );
     let bare = lab.reference(&server, &words).await?;
-    drop(server);
-    let server = lab.server(&lab.disk).await?;
+    server.end().await?;
     let words = format!(
         "produce --via records --batch-records {PER_CALL} -n {records} --size {size} --producers {PRODUCERS} --in-flight {IN_FLIGHT}"
     );
-    let ours = lab.bench(&server, &words).await?;
+    let ours = alone(lab, &lab.disk, &words).await?;
     Ok(vec![Sample::beside(
         figure(&ours, "produce", "records_per_s")?,
         figure(&bare, "call", "records_per_s")?,
@@ -257,11 +282,10 @@ async fn callers(lab: &Lab, via: &str) -> anyhow::Result<Sample> {
     let server = lab.reference_server(true).await?;
     let words = format!("call {reference} --records 1 --size 1024 --for {time} --warm-up {warm_up}");
     let bare = lab.reference(&server, &words).await?;
-    drop(server);
-    let server = lab.server(&lab.disk).await?;
+    server.end().await?;
     let words =
         format!("latency --callers 64 --via {via} --streams 4 --size 1024 --for {time} --warm-up {warm_up}");
-    let ours = lab.bench(&server, &words).await?;
+    let ours = alone(lab, &lab.disk, &words).await?;
     Ok(Sample::beside(figure(&ours, "latency", "requests_per_s")?, figure(&bare, "call", "requests_per_s")?))
 }
 
@@ -270,12 +294,11 @@ async fn one_caller(lab: &Lab) -> anyhow::Result<Vec<Sample>> {
     let server = lab.reference_server(false).await?;
     let words = format!("call --kind bidi --records 1 --size 1024 --for {time} --warm-up {warm_up}");
     let ping = seconds(&lab.reference(&server, &words).await?, "call")?;
-    drop(server);
+    server.end().await?;
     let sync = lab.disk(&format!("append --step 4096 --for {time}")).await?;
     let sync = seconds(&sync, "append")?;
-    let server = lab.server(&lab.disk).await?;
     let words = format!("latency --callers 1 --via stream --size 1024 --for {time} --warm-up {warm_up}");
-    let ours = seconds(&lab.bench(&server, &words).await?, "latency")?;
+    let ours = seconds(&alone(lab, &lab.disk, &words).await?, "latency")?;
     Ok(vec![Sample::beside(ours, ping + sync)])
 }
 
@@ -284,11 +307,10 @@ async fn partitions(lab: &Lab) -> anyhow::Result<Vec<Sample>> {
     let (time, warm_up) = (lab.time(3000), lab.time(1000));
     let mut medians = Vec::new();
     for partitions in [1, 16, 256, 1000] {
-        let server = lab.server(&lab.disk).await?;
         let words = format!(
             "rate --rate {rate} --partitions {partitions} --streams 4 --size 1024 --for {time} --warm-up {warm_up}"
         );
-        medians.push(seconds(&lab.bench(&server, &words).await?, "rate")?);
+        medians.push(seconds(&alone(lab, &lab.disk, &words).await?, "rate")?);
     }
     Ok(medians[1..].iter().map(|median| Sample::beside(*median, medians[0])).collect())
 }
@@ -298,22 +320,20 @@ async fn consume_1k(lab: &Lab) -> anyhow::Result<Vec<Sample>> {
     let server = lab.reference_server(false).await?;
     let words = format!("read --bytes {} --piece-bytes {MESSAGE_BYTES}", records * 1024);
     let bare = lab.reference(&server, &words).await?;
-    drop(server);
-    let server = lab.server(&lab.disk).await?;
+    server.end().await?;
     // The second pass: the first one touches the server's maps for the first time.
     let words =
         format!("consume -n {records} --size 1024 --read-via raw --message-bytes {MESSAGE_BYTES} --passes 2");
-    let ours = figure(&lab.bench(&server, &words).await?, "read 2", "bytes_per_s")?;
+    let ours = figure(&alone(lab, &lab.disk, &words).await?, "read 2", "bytes_per_s")?;
     Ok(vec![Sample::beside(ours, figure(&bare, "read", "bytes_per_s")?), Sample::alone(ours)])
 }
 
 async fn consume_100(lab: &Lab) -> anyhow::Result<Vec<Sample>> {
-    let server = lab.server(&lab.disk).await?;
     let words = format!(
         "consume -n {} --size 100 --read-via batches --message-bytes {MESSAGE_BYTES} --passes 2",
         lab.count(RECORDS_100)
     );
-    let ours = lab.bench(&server, &words).await?;
+    let ours = alone(lab, &lab.disk, &words).await?;
     Ok(vec![Sample::alone(figure(&ours, "read 2", "records_per_s")?)])
 }
 
@@ -326,6 +346,7 @@ async fn consume_cold(lab: &Lab) -> anyhow::Result<Vec<Sample>> {
         server.data().display()
     );
     let ours = lab.bench(&server, &words).await?;
+    server.end().await?;
     Ok(vec![Sample::beside(figure(&ours, "read", "bytes_per_s")?, figure(&bare, "read", "bytes_per_s")?)])
 }
 
@@ -340,6 +361,7 @@ async fn cold_beside(lab: &Lab) -> anyhow::Result<Vec<Sample>> {
         server.data().display()
     );
     let ours = lab.bench(&server, &words).await?;
+    server.end().await?;
     let told = |name: &str| ours["figures"][name].as_f64().with_context(|| format!("no figure {name}"));
     Ok(vec![
         Sample::alone(told("p99 of producers, beside / alone")?),

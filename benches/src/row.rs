@@ -2,12 +2,14 @@
 
 use std::fmt;
 
-use rimstone_benches::stats::median;
+use crate::stats::median;
 
 /// What is asked of a figure, or of its ratio to the reference.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Goal {
+pub enum Goal {
+    /// No less.
     AtLeast(f64),
+    /// No more.
     AtMost(f64),
     /// Nothing: it is told because it explains another row.
     Told,
@@ -15,10 +17,14 @@ pub(crate) enum Goal {
 
 /// What a figure counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Unit {
+pub enum Unit {
+    /// Bytes a second.
     BytesPerSecond,
+    /// So many a second.
     PerSecond,
+    /// A time.
     Seconds,
+    /// A size.
     Bytes,
     /// A number without a unit.
     Plain,
@@ -26,34 +32,42 @@ pub(crate) enum Unit {
 
 /// One row of the table.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Row {
-    pub(crate) name: &'static str,
-    pub(crate) unit: Unit,
-    pub(crate) goal: Goal,
+pub struct Row {
+    /// What is measured.
+    pub name: &'static str,
+    /// In which unit.
+    pub unit: Unit,
+    /// What is asked of it.
+    pub goal: Goal,
     /// What the reference is; `None`: the goal is a figure of this unit, not a ratio.
-    pub(crate) reference: Option<&'static str>,
+    pub reference: Option<&'static str>,
 }
 
 /// What one pair of runs gave for a row.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Sample {
-    pub(crate) figure: f64,
-    pub(crate) reference: Option<f64>,
+pub struct Sample {
+    /// Of what is under test.
+    pub figure: f64,
+    /// Of its reference, in the same unit.
+    pub reference: Option<f64>,
 }
 
 impl Sample {
-    pub(crate) fn alone(figure: f64) -> Self {
+    /// A figure without a reference.
+    pub fn alone(figure: f64) -> Self {
         Self { figure, reference: None }
     }
 
-    pub(crate) fn beside(figure: f64, reference: f64) -> Self {
+    /// A figure and that of its reference.
+    pub fn beside(figure: f64, reference: f64) -> Self {
         Self { figure, reference: Some(reference) }
     }
 }
 
 /// How a row came out.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Verdict {
+pub enum Verdict {
+    /// In the median of all pairs.
     Reached,
     /// Not in the median, but in some pairs.
     Near,
@@ -67,10 +81,13 @@ pub(crate) enum Verdict {
 
 /// A row with its samples.
 #[derive(Debug)]
-pub(crate) struct Measured {
-    pub(crate) row: Row,
-    pub(crate) samples: Vec<Sample>,
-    pub(crate) failure: Option<String>,
+pub struct Measured {
+    /// Which row.
+    pub row: Row,
+    /// One for each pair.
+    pub samples: Vec<Sample>,
+    /// Why it could not be measured.
+    pub failure: Option<String>,
 }
 
 impl Measured {
@@ -97,7 +114,8 @@ impl Measured {
         }
     }
 
-    pub(crate) fn verdict(&self) -> Verdict {
+    /// How it came out. A row falls short only if the whole interval of its ratios does.
+    pub fn verdict(&self) -> Verdict {
         if let Some(failure) = &self.failure {
             return Verdict::Failed(failure.clone());
         }
@@ -114,7 +132,7 @@ impl Measured {
     }
 
     /// The row as it is printed.
-    pub(crate) fn cells(&self) -> [String; 8] {
+    pub fn cells(&self) -> [String; 8] {
         let unit = self.row.unit;
         let figures: Vec<f64> = self.samples.iter().map(|sample| sample.figure).collect();
         let references: Vec<f64> = self.samples.iter().filter_map(|sample| sample.reference).collect();

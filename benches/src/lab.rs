@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::TcpListener,
     path::{Path, PathBuf},
     process::Stdio,
     time::{Duration, Instant},
@@ -21,47 +22,103 @@ use tokio::{
 const CLIENT_TIME_MAX: Duration = Duration::from_secs(180);
 /// A server that takes longer to start or to stop has hung.
 const SERVER_WAIT_MAX: Duration = Duration::from_secs(30);
+/// A port that was free may be taken before a server that cannot choose one itself listens on it.
+const STARTS_MAX: u32 = 3;
 /// How often it is looked whether a server is ready.
 const LOOK: Duration = Duration::from_millis(1);
 
 /// Where programs and data are.
 #[derive(Debug)]
-pub(crate) struct Lab {
-    pub(crate) rimstone: PathBuf,
-    pub(crate) reference: PathBuf,
+pub struct Lab {
+    /// The server under test, which is also its generator of load.
+    pub rimstone: PathBuf,
+    /// Where the programs of this package are.
+    pub programs: PathBuf,
     /// On the disk under test.
-    pub(crate) disk: PathBuf,
+    pub disk: PathBuf,
     /// A file system in memory.
-    pub(crate) memory: PathBuf,
+    pub memory: PathBuf,
     /// Tiny runs: do all rows work?
-    pub(crate) quick: bool,
+    pub quick: bool,
 }
 
 /// A server in a process of its own, with a directory of its own; both are gone when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Server {
+pub struct Server {
     child: Child,
-    _stdout: BufReader<ChildStdout>,
-    pub(crate) address: String,
+    /// Kept open: a server must not fail for want of somebody who reads.
+    _stdout: Option<BufReader<ChildStdout>>,
+    /// Where it listens.
+    pub address: String,
     web: Option<String>,
     directory: TempDir,
     /// From the start of the process until it was ready.
-    pub(crate) ready: Duration,
+    pub ready: Duration,
 }
 
 impl Lab {
+    /// The programs of this package lie beside the one that runs; both must be built.
+    ///
+    /// # Errors
+    /// One is not there, or the place for data is not.
+    pub fn new(
+        rimstone: &Path,
+        programs: &[&str],
+        disk: &Path,
+        memory: &Path,
+        quick: bool,
+    ) -> anyhow::Result<Self> {
+        let here = std::env::current_exe()?;
+        let beside = here.parent().context("a program lies in a directory")?.to_path_buf();
+        let needed = programs.iter().map(|name| beside.join(name));
+        for program in needed.chain([rimstone.to_path_buf()]) {
+            ensure!(program.is_file(), "{} is not there: cargo build --release", program.display());
+        }
+        Ok(Self {
+            rimstone: rimstone.canonicalize()?,
+            programs: beside,
+            disk: disk.canonicalize().with_context(|| format!("no directory {}", disk.display()))?,
+            memory: memory.to_path_buf(),
+            quick,
+        })
+    }
+
+    /// What figures are taken on.
+    ///
+    /// # Errors
+    /// The system does not tell.
+    pub fn machine(&self) -> anyhow::Result<String> {
+        let cores = std::thread::available_parallelism()?;
+        let system = rustix::system::uname();
+        let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let cpu = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
+        let cpu = cpu.trim_start_matches([' ', '\t', ':']);
+        let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let memory =
+            memory.lines().find_map(|line| line.strip_prefix("MemTotal:")).unwrap_or_default().trim();
+        Ok(format!(
+            "{cores} processors ({cpu}), {memory}, {} {}, data in {}",
+            system.sysname().to_string_lossy(),
+            system.release().to_string_lossy(),
+            self.disk.display()
+        ))
+    }
+
     /// So many, or, in a quick run, a thousandth of it.
-    pub(crate) fn count(&self, count: u64) -> u64 {
+    pub fn count(&self, count: u64) -> u64 {
         if self.quick { (count / 1000).max(10) } else { count }
     }
 
     /// So long, or a fifth of it.
-    pub(crate) fn time(&self, millis: u64) -> String {
+    pub fn time(&self, millis: u64) -> String {
         format!("{}ms", if self.quick { (millis / 5).max(100) } else { millis })
     }
 
     /// Rimstone on a directory of its own in `place`.
-    pub(crate) async fn server(&self, place: &Path) -> anyhow::Result<Server> {
+    ///
+    /// # Errors
+    /// It cannot be started, or is not ready in time.
+    pub async fn server(&self, place: &Path) -> anyhow::Result<Server> {
         self.server_in(directory_in(place)?).await
     }
 
@@ -87,16 +144,20 @@ impl Lab {
             }
         }
         let address = address.context("the banner says where gRPC listens")?;
-        let mut server = Server { child, _stdout: stdout, address, web, directory, ready: Duration::ZERO };
+        let mut server =
+            Server { child, _stdout: Some(stdout), address, web, directory, ready: Duration::ZERO };
         server.wait_until_ready(begun).await?;
         server.ready = begun.elapsed();
         Ok(server)
     }
 
     /// The reference server, bare or with a store on the disk under test.
-    pub(crate) async fn reference_server(&self, stores: bool) -> anyhow::Result<Server> {
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub async fn reference_server(&self, stores: bool) -> anyhow::Result<Server> {
         let directory = directory_in(&self.disk)?;
-        let mut command = Command::new(&self.reference);
+        let mut command = Command::new(self.programs.join("reference"));
         command.args(["serve", "--listen", "127.0.0.1:0"]);
         if stores {
             command.arg("--store").arg(directory.path().join("store"));
@@ -105,11 +166,52 @@ impl Lab {
         let (child, mut stdout) = spawn(&mut command, &directory)?;
         let line = next_line(&mut stdout, &directory).await?;
         let address = line.trim().strip_prefix("listening ").context("it says where it listens")?.to_owned();
-        Ok(Server { child, _stdout: stdout, address, web: None, directory, ready: begun.elapsed() })
+        Ok(Server { child, _stdout: Some(stdout), address, web: None, directory, ready: begun.elapsed() })
+    }
+
+    /// Another server, which says nothing of where it listens: `command` makes it for a free port and a directory
+    /// on the disk under test, and it is ready when somebody answers there.
+    ///
+    /// # Errors
+    /// It cannot be started, ends, or does not listen in time.
+    pub async fn other_server(&self, command: impl Fn(u16, &Path) -> Command) -> anyhow::Result<Server> {
+        let mut failure = None;
+        for _ in 0..STARTS_MAX {
+            match self.start_other(&command).await {
+                Ok(server) => return Ok(server),
+                // Somebody else may have taken the port meanwhile.
+                Err(error) => failure = Some(error),
+            }
+        }
+        Err(failure.context("it is tried once at least")?)
+    }
+
+    async fn start_other(&self, command: &impl Fn(u16, &Path) -> Command) -> anyhow::Result<Server> {
+        let directory = directory_in(&self.disk)?;
+        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let mut command = command(address.port(), directory.path());
+        let begun = Instant::now();
+        let (mut child, stdout) = spawn(&mut command, &directory)?;
+        // What it says goes nowhere else; a pipe that nobody reads would fill up.
+        let mut lines = stdout.lines();
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        while TcpStream::connect(address).await.is_err() {
+            if let Some(status) = child.try_wait()? {
+                let log = fs::read_to_string(directory.path().join("log")).unwrap_or_default();
+                bail!("{:?} ended with {status}: {}", command.as_std(), log.trim());
+            }
+            ensure!(begun.elapsed() < SERVER_WAIT_MAX, "nobody listens within {SERVER_WAIT_MAX:?}");
+            sleep(LOOK).await;
+        }
+        let address = address.to_string();
+        Ok(Server { child, _stdout: None, address, web: None, directory, ready: begun.elapsed() })
     }
 
     /// `rimstone bench` with these words, against this server; the document it prints.
-    pub(crate) async fn bench(&self, server: &Server, words: &str) -> anyhow::Result<Value> {
+    ///
+    /// # Errors
+    /// It fails, hangs, or prints something else than a document.
+    pub async fn bench(&self, server: &Server, words: &str) -> anyhow::Result<Value> {
         let mut command = Command::new(&self.rimstone);
         command.arg("bench").args(words.split_whitespace());
         command.args(["--json", "--quiet", "--server", &server.address]);
@@ -117,21 +219,38 @@ impl Lab {
     }
 
     /// A client of the reference.
-    pub(crate) async fn reference(&self, server: &Server, words: &str) -> anyhow::Result<Value> {
-        let mut command = Command::new(&self.reference);
+    ///
+    /// # Errors
+    /// It fails, hangs, or prints something else than a document.
+    pub async fn reference(&self, server: &Server, words: &str) -> anyhow::Result<Value> {
+        self.program("reference", server, words).await
+    }
+
+    /// A program of this package that talks to this server.
+    ///
+    /// # Errors
+    /// It fails, hangs, or prints something else than a document.
+    pub async fn program(&self, name: &str, server: &Server, words: &str) -> anyhow::Result<Value> {
+        let mut command = Command::new(self.programs.join(name));
         command.args(words.split_whitespace()).args(["--server", &server.address]);
         document(command).await
     }
 
     /// The disk under test by itself.
-    pub(crate) async fn disk(&self, words: &str) -> anyhow::Result<Value> {
-        let mut command = Command::new(&self.reference);
+    ///
+    /// # Errors
+    /// It fails, hangs, or prints something else than a document.
+    pub async fn disk(&self, words: &str) -> anyhow::Result<Value> {
+        let mut command = Command::new(self.programs.join("reference"));
         command.arg("disk").args(words.split_whitespace()).arg("--directory").arg(&self.disk);
         document(command).await
     }
 
     /// A command of `rimstone` that has nothing to tell.
-    pub(crate) async fn rimstone(&self, server: &Server, words: &str) -> anyhow::Result<()> {
+    ///
+    /// # Errors
+    /// It fails or hangs.
+    pub async fn rimstone(&self, server: &Server, words: &str) -> anyhow::Result<()> {
         let mut command = Command::new(&self.rimstone);
         command.args(words.split_whitespace()).args(["--quiet", "--server", &server.address]);
         output(command).await.map(drop)
@@ -140,7 +259,7 @@ impl Lab {
 
 impl Server {
     /// Where Rimstone keeps its data.
-    pub(crate) fn data(&self) -> PathBuf {
+    pub fn data(&self) -> PathBuf {
         self.directory.path().join("data")
     }
 
@@ -154,11 +273,23 @@ impl Server {
     }
 
     /// Stops it in order, and starts another on the same data.
-    pub(crate) async fn restart(mut self, lab: &Lab) -> anyhow::Result<Self> {
+    ///
+    /// # Errors
+    /// It does not stop in order, or does not start.
+    pub async fn restart(mut self, lab: &Lab) -> anyhow::Result<Self> {
         self.stop().await?;
         // The directory outlives the process.
         let Self { directory, .. } = self;
         lab.server_in(directory).await
+    }
+
+    /// Ends it at once, and is there when it has gone: what comes next has the machine for itself.
+    ///
+    /// # Errors
+    /// It does not go.
+    pub async fn end(mut self) -> anyhow::Result<()> {
+        timeout(SERVER_WAIT_MAX, self.child.kill()).await.context("it does not end")??;
+        Ok(())
     }
 
     async fn stop(&mut self) -> anyhow::Result<()> {
@@ -179,17 +310,26 @@ impl Server {
     }
 
     /// Processor time so far.
-    pub(crate) fn cpu(&self) -> anyhow::Result<Duration> {
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn cpu(&self) -> anyhow::Result<Duration> {
         cpu_of(&fs::read_to_string(self.proc("stat")?)?, rustix::param::clock_ticks_per_second())
     }
 
     /// Anonymous memory in bytes.
-    pub(crate) fn anonymous(&self) -> anyhow::Result<f64> {
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn anonymous(&self) -> anyhow::Result<f64> {
         anonymous_of(&fs::read_to_string(self.proc("status")?)?)
     }
 
     /// Open descriptors.
-    pub(crate) fn descriptors(&self) -> anyhow::Result<f64> {
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn descriptors(&self) -> anyhow::Result<f64> {
         Ok(fs::read_dir(self.proc("fd")?)?.count() as f64)
     }
 }
@@ -280,7 +420,10 @@ async fn document(command: Command) -> anyhow::Result<Value> {
 }
 
 /// A number of a phase of a document, for example `bytes_per_s` or `latency.p50_ns`.
-pub(crate) fn figure(document: &Value, phase: &str, field: &str) -> anyhow::Result<f64> {
+///
+/// # Errors
+/// It is not there, or not more than nothing.
+pub fn figure(document: &Value, phase: &str, field: &str) -> anyhow::Result<f64> {
     let phases = document["phases"].as_array().context("a document has phases")?;
     let found = phases.iter().find(|found| found["name"] == phase);
     let found = found.with_context(|| format!("no phase {phase}"))?;
