@@ -28,10 +28,15 @@ bench *arguments:
 reference *arguments:
     cargo run --release --package rimstone-benches --bin reference -- {{ arguments }}
 
-# How far it is to the goals: every row beside its reference, in pairs; fails if one falls short. `--only TEXT`, `--list`, `--quick`
+# How far it is to the goals: every row beside its reference, in pairs; fails if one falls short. `--list`, `--only produce-1k,consume`, `--pairs 9`, `--quick`, `--markdown FILE`
 bench-goals *arguments:
     cargo build --release --locked --package rimstone --package rimstone-benches --bins
     target/release/goals {{ arguments }}
+
+# Beside Redis Streams and NATS JetStream, in pairs on the same disk: `apt-get install redis-server nats-server` first. `--list`, `--only redis-always`, `--quick`, `--markdown FILE`
+compare *arguments:
+    cargo build --release --locked --package rimstone --package rimstone-benches --bins
+    target/release/compare {{ arguments }}
 
 # What a server with many partitions costs: start, memory, descriptors, idle CPU.
 partitions count="1000":
