@@ -8,6 +8,7 @@ mod begin;
 mod cursor;
 mod events;
 mod outbox;
+mod ready;
 mod session;
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};

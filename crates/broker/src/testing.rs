@@ -89,6 +89,8 @@ pub(crate) struct Script {
     pub(crate) read_error: Option<ReadError>,
     /// Opening fails so.
     pub(crate) open_error: Option<String>,
+    /// Reads wait for a permit each.
+    pub(crate) read_permits: Option<Arc<tokio::sync::Semaphore>>,
     /// Comes in right behind the next read, before its caller knows what it read.
     pub(crate) after_read: Option<Append>,
     /// How often it was read.
@@ -281,8 +283,12 @@ impl PartitionStore for FaultyPartition {
             return ready(Ok(found)).boxed();
         }
         let after = script.after_read.take();
+        let permits = script.read_permits.clone();
         drop(scripts);
         async move {
+            if let Some(permits) = permits {
+                permits.acquire().await.expect("it is never closed").forget();
+            }
             let read = self.inner.read(from, limit).await;
             if let Some(append) = after {
                 self.inner.submit(append).expect("the memory store takes it").await.expect("it is appended");

@@ -23,7 +23,7 @@ pub use memory::MemoryStorage;
 pub use partition::{
     AckLevel, Append, Appended, Backpressure, Batches, Compacted, Dirtiness, LogEnds, Maintained, OffsetAt,
     PartitionStore, ProducerView, ReadBatch, ReadError, ReadLimit, RecordCount, StoreInfo, StoreState,
-    Visibility, WRITTEN_SYNC_INTERVAL, Waiter,
+    Visibility, WRITTEN_SYNC_INTERVAL,
 };
 pub use storage::{
     CleanupPolicy, CompactionConfig, Health, OpenError, OpenMode, PartitionConfig, RecoverySummary, Share,
@@ -31,3 +31,4 @@ pub use storage::{
 };
 pub use sync::SyncPreference;
 pub use ticket::{AppendError, AppendTicket, FenceEpoch, TicketSender};
+pub use waiters::{Moved, Waiter};

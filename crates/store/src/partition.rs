@@ -1,18 +1,18 @@
 //! One partition as the broker sees it.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use rimstone_record::Batch;
 pub use rimstone_types::LogEnds;
 use rimstone_types::{ByteCount, Numbering, Offset, ProducerEpoch, ProducerId, Timestamp};
-use tokio::sync::Notify;
 
 pub use rimstone_log::compaction::Dirtiness;
 
 use crate::{
     storage::{PartitionConfig, StoreError},
     ticket::AppendTicket,
+    waiters::Waiter,
 };
 
 /// One partition. Deduplication of producers happens inside; segments, maps, sync policy, indexes, witness
@@ -330,32 +330,6 @@ pub enum ReadError {
     /// The store could not read.
     #[error(transparent)]
     Store(#[from] StoreError),
-}
-
-/// Wakes one task when any of the partitions it was given to has moved.
-#[derive(Debug, Clone, Default)]
-pub struct Waiter(Arc<Notify>);
-
-impl Waiter {
-    /// A waiter that waits for nothing yet.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Resolves once a partition has moved since the last call. Subscribe first, then read, then wait.
-    pub async fn wait(&self) {
-        self.0.notified().await;
-    }
-
-    /// Wakes the task, or lets its next wait return at once.
-    pub fn wake(&self) {
-        self.0.notify_one();
-    }
-
-    /// What a store keeps: wakes while the waiter lives.
-    pub fn downgrade(&self) -> std::sync::Weak<Notify> {
-        Arc::downgrade(&self.0)
-    }
 }
 
 /// The longest that a store may let written bytes wait for a sync on a topic with [`AckLevel::Written`].

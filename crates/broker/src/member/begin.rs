@@ -104,7 +104,7 @@ impl MemberSession {
             if !told {
                 started.push(cursor.started(committed));
             }
-            self.waiter.wake();
+            self.ready.call(&cursor.seat);
         }
         self.ask_to_begin(&again);
         self.tell(started, problems);

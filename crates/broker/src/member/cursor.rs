@@ -1,11 +1,14 @@
 //! Where a member reads in one partition.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
-use rimstone_store::{LogEnds, PartitionStore, ReadBatch, ReadError, ReadLimit, StoreError, Visibility};
+use futures::future::BoxFuture;
+use rimstone_store::{
+    Batches, LogEnds, PartitionStore, ReadBatch, ReadError, ReadLimit, StoreError, Visibility,
+};
 use rimstone_types::{ByteCount, Offset, PartitionIndex, TopicId, TopicName};
 
-use super::{Credit, SeekTo, SessionRecords, StartPolicy, StartedPartition, begin::Held};
+use super::{Credit, SeekTo, SessionRecords, StartPolicy, StartedPartition, begin::Held, ready::Seat};
 use crate::{
     broker::Inner,
     decode::Decoder,
@@ -40,6 +43,10 @@ pub(super) struct Cursor {
     seek: Option<SeekTo>,
     /// `None`: nowhere, it waits for a seek.
     next: Option<Offset>,
+    /// Its place among the partitions of the session.
+    pub(super) seat: Seat,
+    /// A read that is under way: what the member says meanwhile does not begin it anew.
+    under_way: Option<UnderWay>,
     /// Records that were read and not yet sent.
     decoder: Decoder,
     ends: LogEnds,
@@ -51,6 +58,18 @@ pub(super) struct Cursor {
     pub(super) held: Option<Held>,
     /// Where the start policy `latest` has gone on: what is committed below would lose that place.
     floor: Option<Offset>,
+}
+
+/// A read of a partition.
+struct UnderWay {
+    from: Offset,
+    read: BoxFuture<'static, Result<Batches, ReadError>>,
+}
+
+impl fmt::Debug for UnderWay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UnderWay").field("from", &self.from).finish_non_exhaustive()
+    }
 }
 
 /// Where a partition begins.
@@ -95,7 +114,11 @@ enum Unread {
 
 impl Cursor {
     /// A partition that is now the member's.
-    pub(super) fn new(inner: &Inner, name: &TopicName, id: TopicId, partition: PartitionIndex) -> Self {
+    pub(super) fn new(
+        inner: &Inner,
+        (name, id, partition): (&TopicName, TopicId, PartitionIndex),
+        seat: Seat,
+    ) -> Self {
         let unavailable = |why: String| PartitionUnavailable { topic: name.clone(), partition, why };
         let topic = inner.topics.get(name).ok().filter(|topic| topic.id == id);
         let topic = topic.ok_or_else(|| unavailable("the topic was deleted".to_owned()));
@@ -104,6 +127,9 @@ impl Cursor {
             Err(SlotError::Unavailable(error)) => Err(error),
             Err(SlotError::NotFound(error)) => Err(unavailable(error.to_string())),
         });
+        if let Ok((_, store)) = &source {
+            store.subscribe(&seat.waiter);
+        }
         let ends = source.as_ref().map(|(_, store)| store.ends()).unwrap_or_default();
         Self {
             name: name.clone(),
@@ -115,6 +141,8 @@ impl Cursor {
             seek_id: 0,
             seek: None,
             next: None,
+            seat,
+            under_way: None,
             decoder: Decoder::new(Offset::ZERO, None),
             ends,
             sent: None,
@@ -213,7 +241,7 @@ impl Cursor {
     /// Reads on at an offset.
     pub(super) fn go_to(&mut self, at: Offset) {
         self.next = Some(at);
-        self.decoder = Decoder::new(at, None);
+        self.let_go();
     }
 
     /// Whether something was read and not sent.
@@ -223,6 +251,7 @@ impl Cursor {
 
     /// Drops what was read and not sent; it is read again.
     pub(super) fn let_go(&mut self) {
+        self.under_way = None;
         self.decoder = Decoder::new(self.next.unwrap_or(Offset::ZERO), None);
     }
 
@@ -328,17 +357,25 @@ impl Cursor {
         allowed: Credit,
     ) -> Result<Option<Vec<ReadBatch>>, Unread> {
         let Ok((topic, store)) = self.source.clone() else { return Ok(None) };
-        let ends = store.ends();
-        let end = visible_end(ends, reading.visibility);
-        if at == end {
-            return Ok(None);
+        if self.under_way.as_ref().is_none_or(|under_way| under_way.from != at) {
+            let ends = store.ends();
+            let end = visible_end(ends, reading.visibility);
+            if at == end {
+                return Ok(None);
+            }
+            if at < ends.start || at > end {
+                return self.overtaken(inner, ends, reading);
+            }
+            let bytes = ByteCount(allowed.bytes);
+            let limit = ReadLimit { bytes, until: None, visibility: reading.visibility };
+            let store = Arc::clone(&store);
+            let read = Box::pin(async move { store.read(at, limit).await });
+            self.under_way = Some(UnderWay { from: at, read });
         }
-        if at < ends.start || at > end {
-            return self.overtaken(inner, ends, reading);
-        }
-        let bytes = ByteCount(allowed.bytes);
-        let limit = ReadLimit { bytes, until: None, visibility: reading.visibility };
-        let read = match store.read(at, limit).await {
+        let Some(under_way) = &mut self.under_way else { return Ok(None) };
+        let read = under_way.read.as_mut().await;
+        self.under_way = None;
+        let read = match read {
             Ok(read) => read,
             Err(ReadError::OutOfRange { .. }) => return self.overtaken(inner, store.ends(), reading),
             Err(ReadError::Store(StoreError::ShuttingDown)) => return Err(Unread::Closing),

@@ -85,7 +85,7 @@ impl MemberSession {
                 // So is this.
                 Err(_) => return Ok(()),
             },
-            () = self.waiter.wait(), if has_credit => return Ok(()),
+            () = self.ready.wait(), if has_credit => return Ok(()),
             () = at(again_at) => {
                 self.ask_again();
                 return Ok(());
@@ -174,7 +174,8 @@ impl MemberSession {
         for (topic, id, partition) in held.stopping.iter() {
             let place = (topic.clone(), partition);
             if !self.cursors.contains_key(&place) && !self.given_back.contains(&place) {
-                let mut cursor = Cursor::new(&self.inner, topic, id, partition);
+                let seat = self.ready.seat(place.clone());
+                let mut cursor = Cursor::new(&self.inner, (topic, id, partition), seat);
                 cursor.stop();
                 stopped.push(place.clone());
                 self.cursors.insert(place, cursor);
@@ -184,7 +185,8 @@ impl MemberSession {
         for (topic, id, partition) in held.owned.iter() {
             let place = (topic.clone(), partition);
             if !self.cursors.contains_key(&place) && !self.given_back.contains(&place) {
-                started.insert(place, Cursor::new(&self.inner, topic, id, partition));
+                let seat = self.ready.seat(place.clone());
+                started.insert(place, Cursor::new(&self.inner, (topic, id, partition), seat));
             }
         }
         self.view = view;
@@ -193,7 +195,6 @@ impl MemberSession {
         self.tell_started(started);
         if changed {
             self.tell_stopping();
-            self.subscribe();
         }
     }
 
@@ -242,6 +243,9 @@ impl MemberSession {
                 None => Ok(()),
             };
             self.seeks.remove(&place);
+            if let Some(cursor) = self.cursors.get(&place) {
+                self.ready.call(&cursor.seat);
+            }
             if let Err(problem) = found {
                 let (topic, partition) = place;
                 self.problem(topic, partition, problem);
@@ -251,17 +255,34 @@ impl MemberSession {
 
     /// One message of records, of the partition whose turn it is.
     async fn read(&mut self) -> Result<Option<SessionRecords>, SessionError> {
-        for _ in 0..self.order.len() {
-            let Some(allowed) = self.allowed() else { return Ok(None) };
-            let index = self.turn % self.order.len();
-            let Some(cursor) = self.cursors.get_mut(&self.order[index]) else { return Ok(None) };
+        while let Some(allowed) = self.allowed() {
+            let Some(place) = self.ready.turn() else { break };
+            let Some(cursor) = self.cursors.get_mut(&place) else {
+                self.ready.end_turn(false);
+                continue;
+            };
+            #[cfg(test)]
+            {
+                self.looks += 1;
+            }
             let was_worked_on = cursor.is_worked_on();
-            let turn = cursor.turn(&self.inner, self.reading, allowed).await;
+            let turn = tokio::select! {
+                biased;
+                turn = cursor.turn(&self.inner, self.reading, allowed) => turn,
+                // A slow read keeps nobody from hearing; it goes on. What it is, is found by who waits for it.
+                () = self.inner.shutdown.cancelled() => break,
+                () = self.outbox.wait() => break,
+                _ = self.updates.changed() => {
+                    self.updates.mark_changed();
+                    break;
+                }
+                () = at(self.again_at) => break,
+            };
             self.worked_on += usize::from(!was_worked_on && cursor.is_worked_on());
             // Only now: if this was dropped while it read, it is the same partition's turn again. And not while it
             // holds what was not sent: a session holds the rest of one read at most.
             if !cursor.holds() {
-                self.turn = (index + 1) % self.order.len();
+                self.ready.end_turn(matches!(turn, Turn::Records(_)));
             }
             match turn {
                 Turn::Nothing => {}
@@ -271,14 +292,11 @@ impl MemberSession {
                     return Ok(Some(records));
                 }
                 Turn::Problem(problem) => {
-                    let (topic, partition) = self.order[index].clone();
+                    let (topic, partition) = place;
                     self.problem(topic, partition, problem);
-                    return Ok(None);
+                    break;
                 }
-                Turn::ByLatest => {
-                    let place = self.order[index].clone();
-                    self.ask_to_begin(&[place]);
-                }
+                Turn::ByLatest => self.ask_to_begin(&[place]),
                 Turn::Closing => return Err(ShuttingDown.into()),
             }
         }

@@ -6,7 +6,6 @@ use std::{
 };
 
 use rimstone_state::group::{Decision, MemberView, Removal};
-use rimstone_store::Waiter;
 use rimstone_types::{ByteCount, GroupEpoch, GroupName, Offset, PartitionIndex, TopicName};
 use tokio::{
     sync::{OwnedSemaphorePermit, watch},
@@ -17,6 +16,7 @@ use super::{
     Credit, JoinRequest, SeekTo, SessionEvent, SessionFacts,
     cursor::{Cursor, Reading},
     outbox::{Answered, Named, Outbox, committed},
+    ready::Ready,
 };
 use crate::{
     broker::Inner,
@@ -62,12 +62,11 @@ pub struct MemberSession {
     pub(super) begins: u64,
     /// The latest view.
     pub(super) view: MemberView,
-    /// Wakes when one of the partitions moves.
-    pub(super) waiter: Waiter,
-    /// The partitions, in the order in which they are read.
-    pub(super) order: Vec<Place>,
-    /// Whose turn it is.
-    pub(super) turn: usize,
+    /// Which of the partitions are to be looked at.
+    pub(super) ready: Ready,
+    /// How often one was.
+    #[cfg(test)]
+    pub(super) looks: usize,
     /// Where a seek is to be looked up.
     pub(super) seeks: BTreeSet<Place>,
     /// Of how many partitions something was sent that the member is not done with.
@@ -96,12 +95,13 @@ impl MemberSession {
         let shard = shard_of(&request.group);
         let mailbox = inner.mailbox(shard).expect("the shard has answered the join").clone();
         let outbox = Outbox::new(request.group.clone(), facts.member.clone(), start.token, mailbox);
-        let (mut cursors, mut unreadable) = (BTreeMap::new(), Vec::new());
+        let (mut cursors, mut unreadable, mut ready) = (BTreeMap::new(), Vec::new(), Ready::default());
         for (topic, partition, next) in request.positions {
             let held = [&start.view.assignment.owned, &start.view.assignment.stopping];
             let of = held.into_iter().find(|held| held.contains(&topic, partition));
             if let Some(id) = of.and_then(|held| held.get(&topic)).map(|of| of.id) {
-                let mut cursor = Cursor::new(&inner, &topic, id, partition);
+                let seat = ready.seat((topic.clone(), partition));
+                let mut cursor = Cursor::new(&inner, (&topic, id, partition), seat);
                 match cursor.unavailable() {
                     Some(problem) if start.view.assignment.owned.contains(&topic, partition) => {
                         unreadable.push((topic.clone(), partition, problem));
@@ -131,9 +131,9 @@ impl MemberSession {
             unbegun: BTreeSet::new(),
             begins: 0,
             view: start.view.clone(),
-            waiter: Waiter::new(),
-            order: Vec::new(),
-            turn: 0,
+            ready,
+            #[cfg(test)]
+            looks: 0,
             seeks: BTreeSet::new(),
             worked_on: 0,
             bytes: 0,
@@ -144,7 +144,6 @@ impl MemberSession {
             _one_of_many: one_of_many,
         };
         session.add_credit(request.credit);
-        session.subscribe();
         session.follow(start.view);
         // It is told no start of what it goes on with.
         for (topic, partition, problem) in unreadable {
@@ -205,15 +204,14 @@ impl MemberSession {
     pub fn stopped(&mut self, partitions: Vec<(TopicName, PartitionIndex)>) {
         self.pulse.beat();
         let mut stopped = Named::new();
-        let before = self.cursors.len();
         for place in partitions {
             let is_asked = self.cursors.get(&place).is_some_and(|cursor| cursor.stopping);
             if !is_asked {
                 continue;
             }
-            let was = self.cursors.remove(&place);
-            if was.is_some_and(|cursor| cursor.is_worked_on()) {
-                self.worked_on -= 1;
+            if let Some(was) = self.cursors.remove(&place) {
+                self.ready.leave(&was.seat);
+                self.worked_on -= usize::from(was.is_worked_on());
             }
             if self.view.assignment.stopping.contains(&place.0, place.1) {
                 self.given_back.insert(place.clone());
@@ -222,9 +220,6 @@ impl MemberSession {
         }
         if !stopped.is_empty() {
             self.outbox.stopped(self.view.epoch, stopped);
-        }
-        if self.cursors.len() < before {
-            self.subscribe();
         }
         self.progress();
         self.tell_stopping();
@@ -287,6 +282,7 @@ impl MemberSession {
             if let Some(cursor) = self.cursors.get_mut(place) {
                 cursor.paused = paused;
                 cursor.let_go();
+                self.ready.call(&cursor.seat);
             }
         }
     }
@@ -354,17 +350,6 @@ impl MemberSession {
 
     pub(super) fn tell_stopping(&self) {
         self.pulse.stopping(self.cursors.values().any(|cursor| cursor.stopping));
-    }
-
-    /// Reads, and wakes for, the partitions that there are now and no others.
-    pub(super) fn subscribe(&mut self) {
-        self.order = self.cursors.keys().cloned().collect();
-        self.cursors.values_mut().for_each(Cursor::let_go);
-        self.waiter = Waiter::new();
-        for store in self.cursors.values().filter_map(Cursor::store) {
-            store.subscribe(&self.waiter);
-        }
-        self.waiter.wake();
     }
 
     /// What a partition's offset is committed at, as far as it is durable.

@@ -264,3 +264,63 @@ async fn who_comes_back_is_told_what_has_become_unavailable() {
     assert_eq!(values(&records(event(&mut session).await)), ["x"], "the other is read");
     quiet(&mut session).await;
 }
+
+#[tokio::test]
+async fn only_what_may_have_something_is_looked_at() {
+    let fixture = Fixture::new().await;
+    fixture.topic("t", 100).await;
+    let mut session = fixture.join(joining("m")).await;
+    assert_eq!(started(event(&mut session).await).len(), 100);
+    quiet(&mut session).await;
+    let before = session.looks;
+    for number in 0..50 {
+        session.heartbeat(true);
+        session.credit(Credit { bytes: 1, records: 1 });
+        commit(&mut session, number, 7, 0);
+        assert!(matches!(event(&mut session).await, SessionEvent::Alive { .. }));
+        committed(event(&mut session).await).1.unwrap();
+        quiet(&mut session).await;
+    }
+    assert_eq!(session.looks, before, "nothing has moved");
+    for value in ["a", "b"] {
+        fixture.put("t", 42, &[value]).await;
+        assert_eq!(values(&records(event(&mut session).await)), [value]);
+        quiet(&mut session).await;
+    }
+    session.pause(&[place("t", 42)], true);
+    fixture.put("t", 42, &["c"]).await;
+    quiet(&mut session).await;
+    session.pause(&[place("t", 42)], false);
+    assert_eq!(values(&records(event(&mut session).await)), ["c"]);
+    quiet(&mut session).await;
+    let looks = session.looks - before;
+    assert!((3..=12).contains(&looks), "{looks} looks for three records in one partition");
+}
+
+#[tokio::test]
+async fn what_is_said_during_a_read_does_not_begin_it_anew() {
+    let fixture = Fixture::new().await;
+    fixture.topic("t", 1).await;
+    fixture.put("t", 0, &["a"]).await;
+    let permits = Arc::new(tokio::sync::Semaphore::new(0));
+    let slow = fixture.partition("t", 0);
+    fixture.store.script(slow, |script| script.read_permits = Some(Arc::clone(&permits)));
+    let mut session = fixture.join(joining("m")).await;
+    started(event(&mut session).await);
+    quiet(&mut session).await;
+    for number in 0..20 {
+        session.heartbeat(false);
+        commit(&mut session, number, 0, 0);
+        assert!(matches!(event(&mut session).await, SessionEvent::Alive { .. }));
+        assert_eq!(committed(event(&mut session).await).0, number, "answers do not wait for a read");
+        quiet(&mut session).await;
+    }
+    fixture.put("t", 0, &["b"]).await;
+    assert_eq!(fixture.store.script(slow, |script| script.reads), 1);
+    // What it reads elsewhere is another read.
+    session.seek(name("t"), PartitionIndex(0), SeekTo::Offset(at(1)), 1);
+    quiet(&mut session).await;
+    assert_eq!(fixture.store.script(slow, |script| script.reads), 2);
+    permits.add_permits(1);
+    assert_eq!(values(&records(event(&mut session).await)), ["b"]);
+}

@@ -16,10 +16,11 @@ use crate::{
     partition::{
         AckLevel, Append, Appended, Backpressure, Batches, Compacted, Dirtiness, Maintained, OffsetAt,
         PartitionStore, ProducerView, ReadBatch, ReadError, ReadLimit, RecordCount, StoreInfo, StoreState,
-        Visibility, Waiter,
+        Visibility,
     },
     storage::{PartitionConfig, StoreError},
     ticket::{AppendError, AppendTicket},
+    waiters::Waiter,
 };
 
 /// Bytes of one partition that may wait for the flusher: a few of the largest groups that a disk takes in one
