@@ -20,9 +20,13 @@ format:
 lint:
     .ci/run format lint docs
 
-# Runs the benches; `just bench batch` runs one.
+# Runs the benches of all rooms; `just bench coordinator` runs those whose names contain it, `just bench -- --test` tries each once.
 bench *arguments:
     cargo bench --package rimstone-benches {{ arguments }}
+
+# Tries that every bench and every row of the goals works; judges nothing.
+bench-smoke:
+    .ci/run bench
 
 # What others can do on this machine: bare tonic, a bare produce path, the disk. `just reference disk append --directory .`
 reference *arguments:

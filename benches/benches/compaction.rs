@@ -1,208 +1,197 @@
-//! What a running compaction does to the latency of durable appends, on one device:
-//! `cargo bench -p rimstone-benches --bench compaction -- [passes] [MiB] [rest in tenths]`
+//! Compaction of one log: learning which record of each key is the last, judging batches by it, and a whole pass that
+//! writes new segments and syncs them. Throughput is in bytes of the log that is gone over.
+//! `cargo bench -p rimstone-benches --bench compaction`
 //!
-//! Four writers append 1 KiB each to a partition of their own, one batch in flight each. Passes rewrite another
-//! partition of random values meanwhile, slice after slice with a rest in between, as the broker does it. Every half
-//! second the pass is held up for half a second, so that both sides meet the same machine.
+//! What a pass does to those who append meanwhile is measured by `compaction_pace`.
 
 use std::{
+    hint::black_box,
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicI64, AtomicU8, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
-use rimstone_record::{Batch, BatchBuilder, Compression, NewRecord};
-use rimstone_store::{
-    Append, CleanupPolicy, CompactionConfig, LocalOptions, LocalStorage, OpenMode, PartitionConfig,
-    PartitionStore, Share, Storage, StoreClock, SyncPreference,
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use rimstone_log::{
+    Access, Log, LogConfig, ReadRange, SaltSource,
+    compaction::{CompactionSettings, CompactionStep, Judged, Sieve},
+    producers,
 };
-use rimstone_types::{ByteCount, PartitionId, PartitionIndex, Timestamp, TopicId};
+use rimstone_record::{Batch, BatchBuilder, Compression, NewRecord};
+use rimstone_types::{Offset, PartitionId, PartitionIndex, Timestamp, TopicId};
 
-/// Writers of the foreground.
-const WRITERS: u32 = 4;
-/// Log gone over before the rest: as in the broker.
-const SLICE: ByteCount = ByteCount::mib(4);
-/// Records of one batch of the log that is compacted.
+/// Batches of the log, and records of each: some 9 MB.
+const BATCHES: usize = 128;
 const RECORDS: usize = 64;
-/// Its keys: each is superseded several times.
-const KEYS: u64 = 40_000;
+const VALUE_BYTES: usize = 1024;
+/// Each key is superseded three times.
+const KEYS: u64 = (BATCHES * RECORDS / 4) as u64;
+/// Several segments, of which all but the last can be compacted.
+const SEGMENT_BYTES: u64 = 2 << 20;
+/// Log gone over in one slice: as in the broker.
+const SLICE: u64 = 4 << 20;
+/// Later than any record.
+const NOW: Timestamp = Timestamp(1_700_000_000_000);
 
-/// A generator that is good enough to make bytes that do not compress.
-struct Noise(u64);
-
-impl Noise {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn bytes(&mut self, length: usize) -> Bytes {
-        (0..length.div_ceil(8)).flat_map(|_| self.next().to_le_bytes()).take(length).collect()
+fn settings() -> CompactionSettings {
+    CompactionSettings {
+        dirty_ratio: 0.0,
+        min_lag: Duration::ZERO,
+        max_lag: None,
+        delete_retention: Duration::from_secs(24 * 60 * 60),
+        map_bytes: 16 << 20,
     }
 }
 
-fn keyed(noise: &mut Noise, records: usize) -> Batch {
-    let mut builder = BatchBuilder::new(Compression::None);
-    for _ in 0..records {
-        let key = Some(Bytes::from(format!("key-{}", noise.next() % KEYS)));
-        let record = NewRecord { key, value: Some(noise.bytes(1000)), ..NewRecord::default() };
-        builder.push(&record).expect("a small record fits");
+fn config() -> LogConfig {
+    let salt = AtomicU32::new(1);
+    LogConfig {
+        segment_bytes: SEGMENT_BYTES,
+        segment_age: Duration::from_secs(1 << 30),
+        index_interval_bytes: 4096,
+        retention_age: None,
+        retention_bytes: None,
+        retention: false,
+        append_time_stamps: false,
+        producers: producers::Limits::default(),
+        salts: SaltSource(Arc::new(move || salt.fetch_add(1, Ordering::Relaxed))),
     }
-    builder.build()
 }
 
-fn append(batch: Batch) -> Append {
-    Append { batch, expected_end: None, content_hash: None, now: Timestamp(1_700_000_000_000) }
-}
-
-fn open(directory: &Path) -> Arc<LocalStorage> {
-    let now = AtomicI64::new(1_700_000_000_000);
-    let options = LocalOptions {
-        directory: directory.to_owned(),
-        disk_reserve: ByteCount(0),
-        sync: SyncPreference::Auto,
-        producers: Default::default(),
-        clock: StoreClock(Arc::new(move || Timestamp(now.fetch_add(1, Ordering::Relaxed)))),
+/// Keys come in a pseudo-random order, and values do not compress.
+fn batches() -> Vec<Batch> {
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+    let mut next = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
     };
-    LocalStorage::open(options).expect("a temporary directory opens")
-}
-
-async fn partition(storage: &LocalStorage, number: u32, config: PartitionConfig) -> Arc<dyn PartitionStore> {
-    let topic = TopicId(uuid::Uuid::from_u128(0xbe9c4));
-    let id = PartitionId { topic, partition: PartitionIndex(number) };
-    storage.open(id, config, OpenMode::CreateNew).await.expect("it is new")
-}
-
-/// How long the pass goes on, and is held up, in turn.
-const TURN: Duration = Duration::from_millis(500);
-
-const WITHOUT: u8 = 0;
-const WITH: u8 = 1;
-const STOP: u8 = 2;
-
-/// Appends until it is told to stop; answers the latencies without and with a compaction, sorted. What began in
-/// one turn and ended in another is nobody's.
-async fn writers(partitions: &[Arc<dyn PartitionStore>], turn: &Arc<AtomicU8>) -> [Vec<Duration>; 2] {
-    let tasks: Vec<_> = partitions
-        .iter()
-        .enumerate()
-        .map(|(number, store)| {
-            let (store, turn) = (Arc::clone(store), Arc::clone(turn));
-            tokio::spawn(async move {
-                let batch = keyed(&mut Noise(number as u64 + 1), 1);
-                let mut latencies = [Vec::new(), Vec::new()];
-                loop {
-                    let side = turn.load(Ordering::Acquire);
-                    let Some(latencies) = latencies.get_mut(usize::from(side)) else { break };
-                    let began = Instant::now();
-                    store.submit(append(batch.clone())).expect("there is room").await.expect("it is durable");
-                    if turn.load(Ordering::Acquire) == side {
-                        latencies.push(began.elapsed());
-                    }
-                }
-                latencies
-            })
-        })
-        .collect();
-    let mut all = [Vec::new(), Vec::new()];
-    for task in tasks {
-        for (all, one) in all.iter_mut().zip(task.await.expect("writers do not panic")) {
-            all.extend(one);
+    let mut batch = || {
+        let mut builder = BatchBuilder::new(Compression::None);
+        for _ in 0..RECORDS {
+            let key = Some(Bytes::from(format!("key-{:08}", next() % KEYS)));
+            let value = (0..VALUE_BYTES / 8).flat_map(|_| next().to_le_bytes()).collect();
+            let record = NewRecord { key, value: Some(value), ..NewRecord::default() };
+            builder.push(&record).expect("it fits");
         }
+        builder.build()
+    };
+    (0..BATCHES).map(|_| batch()).collect()
+}
+
+fn sync(log: &mut Log) {
+    if let Some(mut plan) = log.take_plan() {
+        plan.execute().expect("the disk has room");
+        let written = log.plan_succeeded(plan).execute();
+        log.snapshots_written(&written);
     }
-    all.iter_mut().for_each(|side| side.sort_unstable());
+    let position = log.written_position();
+    log.synced(position);
+}
+
+/// A log with all batches.
+fn filled(directory: &Path) -> Log {
+    let id = PartitionId { topic: TopicId::CATALOG, partition: PartitionIndex(0) };
+    let mut log = Log::create(directory, id, config(), Timestamp(0)).expect("it is made");
+    for batch in batches() {
+        log.offer(&batch, None, None, Timestamp(1)).expect("it is taken");
+        sync(&mut log);
+    }
+    log
+}
+
+/// The batches of a log, with the offsets that they got.
+fn stored(log: &Log) -> Vec<Batch> {
+    let reader = log.reader();
+    let (mut from, until) = (Offset::ZERO, reader.ends().durable);
+    let mut all = Vec::new();
+    while from < until {
+        let range = ReadRange { from, until, bytes: 1 << 20 };
+        all.extend(
+            reader.read(range, Access::Blocking).expect("it is whole").into_iter().map(|stored| stored.batch),
+        );
+        from = all.last().expect("not empty below the end").next_offset();
+    }
+    assert_eq!(all.len(), BATCHES);
     all
 }
 
-fn quantile(sorted: &[Duration], share: f64) -> f64 {
-    let at = ((sorted.len() as f64 * share) as usize).min(sorted.len() - 1);
-    sorted[at].as_secs_f64() * 1000.0
+fn sieve() -> Sieve {
+    Sieve::new(&settings(), Offset::ZERO, NOW, Vec::new(), 7)
 }
 
-async fn fill(store: &Arc<dyn PartitionStore>, noise: &mut Noise, mib: usize) {
-    for _ in 0..mib * 1024 / RECORDS {
-        store.submit(append(keyed(noise, RECORDS))).expect("there is room").await.expect("it is durable");
-    }
-}
-
-/// One pass in turns; answers how long it went on, and what it wrote.
-async fn pass(store: &Arc<dyn PartitionStore>, rest_tenths: u32, turn: &AtomicU8) -> (Duration, u64) {
-    let (mut took, mut written) = (Duration::ZERO, 0);
-    loop {
-        turn.store(WITH, Ordering::Release);
-        let began = Instant::now();
-        let mut more = true;
-        while more && began.elapsed() < TURN {
-            let slice = Instant::now();
-            let done = store.compact(Timestamp(1_800_000_000_000), SLICE).await.expect("it can be compacted");
-            written += done.written.get();
-            more = done.more;
-            tokio::time::sleep(slice.elapsed() * rest_tenths / 10).await;
+fn sieving(criterion: &mut Criterion) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let batches = stored(&filled(directory.path()));
+    let bytes: usize = batches.iter().map(|batch| batch.bytes().len()).sum();
+    let mut group = criterion.benchmark_group("compaction");
+    group.throughput(Throughput::Bytes(bytes as u64));
+    let learned = || {
+        let mut sieve = sieve();
+        for batch in &batches {
+            assert!(sieve.learn(batch).expect("the batches are whole"), "the map is large enough");
         }
-        took += began.elapsed();
-        turn.store(WITHOUT, Ordering::Release);
-        tokio::time::sleep(TURN).await;
-        if !more {
-            turn.store(STOP, Ordering::Release);
-            return (took, written);
-        }
-    }
-}
-
-#[tokio::main]
-async fn main() {
-    let numbers: Vec<u32> = std::env::args().skip(1).filter_map(|word| word.parse().ok()).collect();
-    let number = |at: usize, default| numbers.get(at).copied().unwrap_or(default);
-    let (passes, mib, rest) = (number(0, 5), number(1, 128) as usize, number(2, 10));
-    let directory = tempfile::tempdir_in(".").expect("a directory on the disk, not in memory");
-    let storage = open(directory.path());
-    println!("sync: {}", storage.sync_method().name);
-    let mut foreground = Vec::new();
-    for writer in 0..WRITERS {
-        foreground.push(partition(&storage, writer, PartitionConfig::default()).await);
-    }
-    let config = PartitionConfig {
-        cleanup: CleanupPolicy::Compact,
-        segment_bytes: ByteCount::mib(16),
-        compaction: CompactionConfig {
-            min_dirty_ratio: Share::from_millionths(0).expect("not above one"),
-            ..CompactionConfig::default()
-        },
-        ..PartitionConfig::default()
+        sieve
     };
-    let background = partition(&storage, WRITERS, config).await;
-    let mut noise = Noise(7);
-    let mut all = [Vec::new(), Vec::new()];
-    for number in 0..passes {
-        fill(&background, &mut noise, mib).await;
-        let turn = Arc::new(AtomicU8::new(WITHOUT));
-        let (latencies, (took, written)) =
-            tokio::join!(writers(&foreground, &turn), pass(&background, rest, &turn));
-        println!(
-            "pass {number}: {:.1} s, {:.0} MiB written",
-            took.as_secs_f64(),
-            written as f64 / f64::from(1 << 20)
-        );
-        tell(&latencies);
-        for (all, one) in all.iter_mut().zip(latencies) {
-            all.extend(one);
+    group.bench_function("learn", |bencher| bencher.iter(|| black_box(learned())));
+    let sieve = learned();
+    let judge = || {
+        let mut gone = 0;
+        for batch in &batches {
+            match sieve.judge(batch).expect("the batches are whole") {
+                Judged::Changed { removed, .. } | Judged::Gone { removed } => gone += u64::from(removed),
+                Judged::Same => {}
+            }
         }
-    }
-    all.iter_mut().for_each(|side| side.sort_unstable());
-    println!("all passes");
-    tell(&all);
+        gone
+    };
+    let left = (BATCHES * RECORDS) as u64 - judge();
+    assert!((1..=KEYS).contains(&left), "of each key one record stays: {left}");
+    group.bench_function("judge", |bencher| bencher.iter(|| black_box(judge())));
+    group.finish();
 }
 
-fn tell([without, with]: &[Vec<Duration>; 2]) {
-    let pair = |share| (quantile(without, share), quantile(with, share));
-    for (name, share) in [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)] {
-        let (without, with) = pair(share);
-        println!("  {name}: {without:.2} ms without, {with:.2} ms with, ratio {:.2}", with / without);
-    }
+/// A whole pass up to where new segments would take the place of the old ones; they do not, so that each pass meets
+/// the same log.
+fn pass(criterion: &mut Criterion) {
+    // On the disk under test, not on a temporary file system in memory.
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let log = filled(directory.path());
+    let reader = log.reader();
+    let found =
+        || Log::compactable(&reader, reader.ends().durable, &settings(), NOW).expect("it can be read");
+    let dirty = found().dirtiness().dirty_bytes;
+    assert!(dirty > 2 * SEGMENT_BYTES, "several segments are sealed: {dirty}");
+    let mut group = criterion.benchmark_group("compaction");
+    group.throughput(Throughput::Bytes(dirty));
+    group.bench_function("pass, synced", |bencher| {
+        bencher.iter_batched(
+            || log.begin_compaction(found(), &settings(), NOW),
+            |mut compaction| {
+                let mut replacements = 0;
+                loop {
+                    match compaction.advance(SLICE).expect("the disk has room") {
+                        CompactionStep::More => {}
+                        CompactionStep::Replace(_) => replacements += 1,
+                        CompactionStep::Done => break,
+                    }
+                }
+                assert!(replacements > 0, "nothing was compacted");
+            },
+            BatchSize::PerIteration,
+        );
+    });
+    group.finish();
 }
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default().sample_size(10).measurement_time(Duration::from_secs(3)).warm_up_time(Duration::from_millis(500));
+    targets = sieving, pass
+}
+criterion_main!(benches);

@@ -1,4 +1,4 @@
-//! The log without syncing: staging, and reading warm. `cargo bench -p rimstone-benches --bench log`
+//! The log without syncing: staging frames, looking up offsets and times in the index, and reading warm. `cargo bench -p rimstone-benches --bench log`
 
 use std::{
     hint::black_box,
@@ -104,5 +104,56 @@ fn log(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, log);
+/// Batches of one record of 1 KiB, a millisecond apart, over several segments.
+const INDEXED: u64 = 40_000;
+/// Small, so that there are some, with indices in files, before the one that is written.
+const INDEXED_SEGMENT_BYTES: u64 = 8 << 20;
+
+/// Finding a place: the index leads to a frame nearby, from where frames are gone over.
+fn look_up(criterion: &mut Criterion) {
+    let id = PartitionId { topic: TopicId::CATALOG, partition: PartitionIndex(0) };
+    let directory = tempfile::tempdir().expect("a directory");
+    let config = LogConfig { segment_bytes: INDEXED_SEGMENT_BYTES, ..config() };
+    let mut log = Log::create(directory.path(), id, config, Timestamp(0)).expect("it is made");
+    let value = Bytes::from(vec![0xA5; 1024]);
+    for number in 0..INDEXED {
+        let mut builder = BatchBuilder::new(Compression::None);
+        let timestamp = Timestamp(number as i64);
+        let record = NewRecord { value: Some(value.clone()), timestamp, ..NewRecord::default() };
+        builder.push(&record).expect("it fits");
+        log.offer(&builder.build(), None, None, timestamp).expect("it is taken");
+        if number % 1000 == 999 {
+            sync(&mut log);
+        }
+    }
+    let reader = log.reader();
+    let end = reader.ends().durable;
+    assert_eq!(end.get(), INDEXED);
+    let (segments, _) = log.size();
+    assert!(segments > 2, "{segments} segments");
+    let mut group = criterion.benchmark_group("log");
+    let mut random = 0x9E37_79B9_7F4A_7C15_u64;
+    let mut anywhere = move || {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (random >> 32) % INDEXED
+    };
+    group.bench_function("look_up/offset", |bencher| {
+        bencher.iter(|| {
+            let from = Offset::new(anywhere()).expect("it is small");
+            let range = ReadRange { from, until: end, bytes: 1 };
+            let found = reader.read(range, Access::Blocking).expect("it is whole");
+            assert_eq!(found.first().expect("it is there").batch.next_offset(), from.saturating_add(1));
+        });
+    });
+    group.bench_function("look_up/time", |bencher| {
+        bencher.iter(|| {
+            let at = anywhere();
+            let found = reader.find_time(Timestamp(at as i64), end, Access::Blocking).expect("it is whole");
+            assert_eq!(found.expect("it is there").offset.get(), at);
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, log, look_up);
 criterion_main!(benches);

@@ -98,9 +98,15 @@ async fn look(session: &mut MemberSession) {
 
 #[tokio::main]
 async fn main() {
-    // `cargo bench` adds arguments of its own.
-    let mut given = std::env::args().skip(1).filter_map(|argument| argument.parse().ok());
-    let (messages, many) = (given.next().unwrap_or(MESSAGES), given.next().unwrap_or(MANY));
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    // Only this bench's own words: a filter of others, as from `cargo bench coordinator`, is not for it.
+    if words.iter().any(|word| !word.starts_with('-') && word.parse::<u32>().is_err()) {
+        return;
+    }
+    // As criterion's benches do: with `--test` it is only tried whether it runs.
+    let usual = if words.iter().any(|word| word == "--test") { 10 } else { MESSAGES };
+    let mut given = words.iter().filter_map(|word| word.parse().ok());
+    let (messages, many) = (given.next().unwrap_or(usual), given.next().unwrap_or(MANY));
     let mut base = None;
     println!("microseconds a message, {messages} messages each");
     for partitions in [FEW, many] {

@@ -254,7 +254,7 @@ async fn produce_100(lab: &Lab) -> anyhow::Result<Vec<Sample>> {
 }
 
 async fn plain(lab: &Lab, size: u32) -> anyhow::Result<Vec<Sample>> {
-    let records = lab.count(if size >= 1024 { 300_000 } else { 2_000_000 });
+    let records = lab.count(if size >= 1024 { 300_000 } else { 1_000_000 });
     let server = lab.reference_server(false).await?;
     let words = format!(
         "call --kind unary --connections {PRODUCERS} --in-flight {IN_FLIGHT} --records {PER_CALL} --size {size} -n {}",
