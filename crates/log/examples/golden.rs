@@ -130,7 +130,7 @@ impl Writer {
         let mut done = 0;
         loop {
             match pass.advance(1 << 20)? {
-                CompactionStep::More => {}
+                CompactionStep::More | CompactionStep::Room(_) => {}
                 CompactionStep::Done => break,
                 CompactionStep::Replace(replacement) => {
                     let snapshot = self.log.may_replace(&replacement)?;

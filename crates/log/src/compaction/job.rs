@@ -69,6 +69,9 @@ pub struct Progress {
 pub enum CompactionStep {
     /// Go on when it suits.
     More,
+    /// Go on if there is room for about so many bytes: the next piece of work begins to write a group of that size,
+    /// and what it replaces goes only when it is whole. Otherwise the pass is to be dropped; nothing is open.
+    Room(u64),
     /// A group is written and on disk: put it in place.
     Replace(Box<Replacement>),
     /// The pass is over.
@@ -102,6 +105,8 @@ enum Phase {
     Choosing,
     /// Whether anything goes from a segment that was cleaned before and has no neighbour to be merged with.
     Looking(Place),
+    /// So many of the first segments are about to become one.
+    Opening(usize),
     /// So many of the first segments become one.
     Writing(usize, Place, Box<Writing>),
     Done,
@@ -195,11 +200,14 @@ impl Compaction {
         match (phase, self.let_go_of_trimmed()) {
             (Phase::Learning(place), trimmed) => self.learn(place.without(trimmed, &self.segments), budget),
             // A group that lost a member is begun anew without it, and so is the file that was written.
-            (Phase::Choosing, _) | (Phase::Looking(_) | Phase::Writing(..), 1..) => {
-                self.next_group()?;
-                Ok(CompactionStep::More)
+            (Phase::Choosing, _) | (Phase::Looking(_) | Phase::Opening(_) | Phase::Writing(..), 1..) => {
+                Ok(self.next_group())
             }
             (Phase::Looking(place), 0) => self.look(place, budget),
+            (Phase::Opening(members), 0) => {
+                self.begin_group(members)?;
+                Ok(CompactionStep::More)
+            }
             (Phase::Writing(members, place, writing), 0) => self.write(members, place, writing, budget),
             (Phase::Done, _) => Ok(CompactionStep::Done),
         }
@@ -242,17 +250,21 @@ impl Compaction {
         Ok(CompactionStep::More)
     }
 
-    fn next_group(&mut self) -> Result<(), CompactionError> {
+    fn next_group(&mut self) -> CompactionStep {
         let members = group(&self.facts, self.segment_bytes);
-        let Some(first) = self.facts.first() else {
-            self.phase = Phase::Done;
-            return Ok(());
-        };
-        if members == 1 && first.cleaned == first.next {
-            self.phase = Phase::Looking(Place::at(&self.segments, 0));
-            return Ok(());
+        match self.facts.first() {
+            None => self.phase = Phase::Done,
+            Some(first) if members == 1 && first.cleaned == first.next => {
+                self.phase = Phase::Looking(Place::at(&self.segments, 0));
+            }
+            Some(_) => return self.ask_for_room(members),
         }
-        self.begin_group(members)
+        CompactionStep::More
+    }
+
+    fn ask_for_room(&mut self, members: usize) -> CompactionStep {
+        self.phase = Phase::Opening(members);
+        CompactionStep::Room(self.facts[..members].iter().map(|facts| facts.bytes).sum())
     }
 
     fn begin_group(&mut self, members: usize) -> Result<(), CompactionError> {
@@ -292,8 +304,9 @@ impl Compaction {
         })?;
         self.progress.read_bytes += walked.bytes;
         if changes {
-            self.begin_group(1)?;
-        } else if walked.over {
+            return Ok(self.ask_for_room(1));
+        }
+        if walked.over {
             self.let_go_of(1);
             self.phase = Phase::Choosing;
         } else {

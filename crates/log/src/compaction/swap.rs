@@ -2,6 +2,7 @@
 
 use std::{
     fs::File,
+    ops::Range,
     path::PathBuf,
     sync::{Arc, atomic::Ordering},
 };
@@ -9,7 +10,8 @@ use std::{
 use rimstone_types::{Offset, Timestamp};
 
 use super::{
-    Compaction, CompactionError, CompactionSettings, Dirtiness, Facts, Plan, Sieve, output::Output, plan,
+    Compaction, CompactionError, CompactionSettings, Dirtiness, Facts, Plan, Sieve, groups, output::Output,
+    plan,
 };
 use crate::{
     error::{FileError, LogReadError},
@@ -34,9 +36,11 @@ impl Compactable {
         self.plan.dirtiness
     }
 
-    /// Bytes of the largest segment: about what is written before anything goes.
-    pub fn room_bytes(&self) -> u64 {
-        self.facts.iter().map(|facts| facts.bytes).max().unwrap_or(0)
+    /// Bytes of the largest group of neighbours that become one segment of at most so many bytes: about what is
+    /// written before anything goes.
+    pub fn room_bytes(&self, segment_bytes: u64) -> u64 {
+        let bytes = |group: Range<usize>| self.facts[group].iter().map(|facts| facts.bytes).sum();
+        groups(&self.facts, segment_bytes).into_iter().map(bytes).max().unwrap_or(0)
     }
 }
 

@@ -68,6 +68,20 @@ fn settings(config: &PartitionConfig) -> Option<CompactionSettings> {
     config.cleanup.compacts().then(|| config.compaction.settings())
 }
 
+/// Why a slice ends a pass.
+#[derive(Debug)]
+enum Stopped {
+    By(CompactionError),
+    /// A group would eat more than half of the disk reserve.
+    NoRoom,
+}
+
+impl From<CompactionError> for Stopped {
+    fn from(error: CompactionError) -> Self {
+        Self::By(error)
+    }
+}
+
 impl LocalPartition {
     /// Waits for a slice that runs, and gives the pass up: nothing is renamed any more.
     pub(super) fn stop_compaction(&self) {
@@ -141,8 +155,9 @@ impl LocalPartition {
             return Ok(false);
         }
         // A group of neighbours is written anew before the old ones go.
-        if self.shared.guard.spare(ByteCount(found.room_bytes())).is_err() {
-            return Err(StoreError::Full { path: self.directory.display().to_string() });
+        let segment_bytes = self.state.lock().log.config().segment_bytes;
+        if self.shared.guard.spare(ByteCount(found.room_bytes(segment_bytes))).is_err() {
+            return Err(self.full());
         }
         // What is known of producers must outlive the records that it came from (semantics, idempotence, rule 6).
         self.barrier(|log| log.stage_snapshot(true)).await?;
@@ -178,8 +193,10 @@ impl LocalPartition {
                 Ok(true) => return Ok(done(pass.progress(), true)),
                 Ok(false) => {}
                 // What is left may still be due: another call looks.
-                Err(CompactionError::Overtaken) => return Ok(done(pass.progress(), false)),
-                Err(error) => {
+                Err(Stopped::By(CompactionError::Overtaken)) => return Ok(done(pass.progress(), false)),
+                // The reserve is for commits. What was written goes with the pass; a later one does it.
+                Err(Stopped::NoRoom) => return Err(self.full()),
+                Err(Stopped::By(error)) => {
                     if let CompactionError::Damaged { segment, .. } = &error {
                         work.damaged_from = work.damaged_from.min(*segment);
                         Counters::add(&self.shared.counters.damaged_ranges, 1);
@@ -196,13 +213,18 @@ impl LocalPartition {
     }
 
     /// One piece. `true`: the pass is over.
-    fn step(&self, pass: &mut Compaction) -> Result<bool, CompactionError> {
+    fn step(&self, pass: &mut Compaction) -> Result<bool, Stopped> {
         // Reading makes nobody wait.
         if pass.writes() {
             self.shared.queue.wait_until_idle(YIELD_MAX);
+            self.shared.guard.take_spare(ByteCount(UNIT_BYTES)).map_err(|_| Stopped::NoRoom)?;
         }
         match pass.advance(UNIT_BYTES)? {
             CompactionStep::More => Ok(false),
+            CompactionStep::Room(bytes) => {
+                self.shared.guard.spare(ByteCount(bytes)).map_err(|_| Stopped::NoRoom)?;
+                Ok(false)
+            }
             CompactionStep::Done => Ok(true),
             CompactionStep::Replace(replacement) => {
                 let snapshot = self.state.lock().log.may_replace(&replacement)?;
@@ -212,6 +234,10 @@ impl LocalPartition {
                 Ok(false)
             }
         }
+    }
+
+    fn full(&self) -> StoreError {
+        StoreError::Full { path: self.directory.display().to_string() }
     }
 
     fn failed(&self, error: CompactionError) -> StoreError {

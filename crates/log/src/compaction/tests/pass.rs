@@ -45,7 +45,7 @@ pub(super) fn compact(
             return Ok(None);
         }
         match step {
-            CompactionStep::More => {}
+            CompactionStep::More | CompactionStep::Room(_) => {}
             CompactionStep::Done => return Ok(Some(pass.progress())),
             CompactionStep::Replace(replacement) => {
                 let snapshot = log.may_replace(&replacement)?;
@@ -559,4 +559,33 @@ fn run_until_clean(log: &mut Log) {
     put(log, &[("z", Some("z"))], 9_600);
     roll(log, 9_600);
     while compact(log, &always(), 10_000_000, 300, &mut |_, _| true).unwrap().is_some() {}
+}
+
+#[test]
+fn room_is_asked_for_whole_groups_and_before_each_of_them() {
+    let (directory, mut log) = new_log(1 << 20);
+    let before = log.size().1;
+    for n in 0..10 {
+        put(&mut log, &[(&format!("key {n}"), Some("value"))], n);
+        roll(&mut log, n);
+    }
+    let sealed = log.size().1 - before;
+    let until = log.durable_position().segment;
+    let found = Log::compactable(&log.reader(), until, &always(), Timestamp(1000)).unwrap();
+    assert_eq!(found.room_bytes(1 << 20), sealed, "they all become one");
+    assert_eq!(found.room_bytes(1), sealed / 10);
+    // Not before the file is made: who has no room for it drops the pass, and nothing was done.
+    let mut pass = log.begin_compaction(found, &always(), Timestamp(1000));
+    loop {
+        match pass.advance(300).unwrap() {
+            CompactionStep::More => {}
+            CompactionStep::Room(bytes) => break assert_eq!(bytes, sealed),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(!files_with(directory.path(), "tmp"));
+    assert!(matches!(pass.advance(300).unwrap(), CompactionStep::More));
+    assert!(files_with(directory.path(), "tmp"));
+    drop(pass);
+    assert!(!files_with(directory.path(), "tmp"));
 }

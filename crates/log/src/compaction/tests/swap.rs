@@ -46,7 +46,7 @@ fn begin(log: &mut Log) -> Compaction {
 fn next_replacement(pass: &mut Compaction) -> Option<Box<Replacement>> {
     loop {
         match pass.advance(300).unwrap() {
-            CompactionStep::More => {}
+            CompactionStep::More | CompactionStep::Room(_) => {}
             CompactionStep::Replace(replacement) => return Some(replacement),
             CompactionStep::Done => return None,
         }
@@ -129,7 +129,7 @@ fn a_trim_in_the_middle_of_a_pass_does_not_end_it() {
                 }
                 steps += 1;
                 match pass.advance(100).unwrap() {
-                    CompactionStep::More => {}
+                    CompactionStep::More | CompactionStep::Room(_) => {}
                     CompactionStep::Replace(replacement) => replace(&mut log, *replacement),
                     CompactionStep::Done => over = true,
                 }

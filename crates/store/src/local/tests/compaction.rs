@@ -178,3 +178,68 @@ async fn a_partition_that_is_given_up_holds_no_pass() {
     assert!(matches!(refused, Err(StoreError::Poisoned { .. })), "{refused:?}");
     assert!(!local.has_pass());
 }
+
+/// What is free on the device is told by the test. A pass takes no more than half of the reserve: not for the largest
+/// group that it would write, not when the device fills before a later group, and not while it writes.
+#[tokio::test]
+async fn a_pass_leaves_half_of_the_reserve_to_commits() {
+    const RESERVE: u64 = 1 << 30;
+    let directory = tempfile::tempdir().unwrap();
+    let options =
+        LocalOptions { disk_reserve: ByteCount(RESERVE), ..options(directory.path(), SyncPreference::Auto) };
+    let storage = LocalStorage::open(options).unwrap();
+    let guard = &storage.shared.guard;
+    guard.pretend(RESERVE * 2);
+    let partition = storage.open(id(1), compacted(), OpenMode::CreateNew).await.unwrap();
+    let tickets: Vec<_> = (0..3000)
+        .map(|n| (format!("key {}", n % 900), format!("{n} {}", "x".repeat(300))))
+        .map(|(key, value)| partition.submit(keyed(&key, &value)).unwrap())
+        .collect();
+    for ticket in tickets {
+        ticket.await.unwrap();
+    }
+    // Some of the neighbours together become one.
+    let merged = 600 << 10;
+    partition.configure(PartitionConfig { segment_bytes: ByteCount(merged), ..compacted() });
+    let (before, segments) = (state(&partition).await.unwrap(), partition.info().segments);
+    let folder = storage.shared.directory.partition_path(id(1));
+    let unfinished = || {
+        let mut names = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name());
+        names.any(|name| name.to_string_lossy().ends_with(".log.tmp"))
+    };
+    let local = Arc::clone(&storage.shared.all()[0]);
+    let refused = async || {
+        let refused = partition.compact(NOW, ByteCount(1)).await;
+        assert!(matches!(refused, Err(StoreError::Full { .. })), "{refused:?}");
+        assert!(!local.has_pass() && !unfinished());
+    };
+
+    // For any segment as it is there is room, but not for a group.
+    guard.pretend(RESERVE / 2 + 8192);
+    refused().await;
+    // It was begun with room; then the device fills before the second group, and then while that one is written.
+    for (writing, done) in [(false, 1), (true, 0)] {
+        guard.pretend(RESERVE);
+        let segments = partition.info().segments;
+        let mut replaced = 0;
+        while replaced < done || unfinished() != writing {
+            let slice = partition.compact(NOW, ByteCount(1)).await.unwrap();
+            assert!(slice.more, "{slice:?}");
+            replaced += slice.segments_after;
+        }
+        guard.pretend(RESERVE / 2 + 8192);
+        refused().await;
+        assert_eq!(partition.info().segments < segments, done > 0, "what was done stays");
+        assert_eq!(state(&partition).await.unwrap().0, before.0);
+    }
+    guard.pretend(RESERVE);
+    loop {
+        let slice = partition.compact(NOW, ByteCount::mib(1)).await.unwrap();
+        if !slice.more && !slice.finished {
+            break;
+        }
+    }
+    let (found, count) = state(&partition).await.unwrap();
+    assert_eq!(found, before.0);
+    assert!(count < before.1 / 2 && partition.info().segments < segments / 3, "{count}");
+}
