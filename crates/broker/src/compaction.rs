@@ -122,10 +122,8 @@ impl Inner {
             }
             for (partition, store) in topic.open_partitions() {
                 let id = topic.partition_id(partition);
-                // Nothing is dirty, or nothing can be done: known without a look at the files.
-                let info = store.info();
-                let clean = info.dirtiness.is_none_or(|dirtiness| dirtiness.dirty_bytes == 0);
-                if clean || info.state != StoreState::Serving || failed.contains(&id) {
+                // Nothing can be done.
+                if store.info().state != StoreState::Serving || failed.contains(&id) {
                     continue;
                 }
                 let dirtiness = match store.dirtiness(now).await {

@@ -202,6 +202,14 @@ impl Describe {
             "STATE",
         ];
         table(head, &partitions.collect::<Vec<_>>())?;
+        for partition in &topic.partitions {
+            for (segment, reason) in &partition.compaction_obstacles {
+                line(format!(
+                    "partition {}: compaction passes segment {segment} by: {reason}",
+                    partition.partition
+                ))?;
+            }
+        }
         line("")?;
         Ok(settings_table(&topic.settings)?)
     }
@@ -299,6 +307,11 @@ fn details_json(topic: &TopicDetails) -> Value {
             "undurable_bytes": partition.undurable.get(),
             "producers": partition.producers,
             "dirty_ratio": partition.dirty_ratio,
+            "compaction_obstacles": partition
+                .compaction_obstacles
+                .iter()
+                .map(|(segment, reason)| json!({ "segment": segment.get(), "reason": reason }))
+                .collect::<Vec<_>>(),
             "state": partition.state,
         })
     });

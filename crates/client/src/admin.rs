@@ -60,6 +60,8 @@ pub struct Partition {
     pub state: String,
     /// Share of the bytes of its sealed segments that compaction has not gone over; `None` if it is not compacted.
     pub dirty_ratio: Option<f64>,
+    /// Segments that compaction passes by, by their first offsets, and why; the first few.
+    pub compaction_obstacles: Vec<(Offset, String)>,
 }
 
 /// A setting of a topic.
@@ -369,6 +371,10 @@ fn summary(info: v1::TopicInfo) -> TopicSummary {
 }
 
 fn partition(info: v1::PartitionInfo) -> Result<Partition, ClientError> {
+    let obstacles = info.compaction_obstacles.into_iter();
+    let compaction_obstacles = obstacles
+        .map(|obstacle| Ok((offset(obstacle.segment)?, obstacle.reason)))
+        .collect::<Result<_, ClientError>>()?;
     Ok(Partition {
         partition: PartitionIndex(info.partition),
         ends: ends(info.ends.unwrap_or_default())?,
@@ -378,6 +384,7 @@ fn partition(info: v1::PartitionInfo) -> Result<Partition, ClientError> {
         producers: info.producers,
         state: info.state,
         dirty_ratio: info.dirty_ratio,
+        compaction_obstacles,
     })
 }
 

@@ -177,6 +177,9 @@ fn topic_setting(setting: TopicSetting) -> v1::TopicSetting {
     }
 }
 
+/// So many segments that compaction passes by are told of a partition: the answer stays small.
+const OBSTACLES_MAX: usize = 16;
+
 fn partition_info(partition: PartitionDescription) -> v1::PartitionInfo {
     let index = partition.partition.0;
     match partition.state {
@@ -193,6 +196,15 @@ fn partition_info(partition: PartitionDescription) -> v1::PartitionInfo {
                 StoreState::Closed => "unavailable: closed".to_owned(),
             },
             dirty_ratio: info.dirtiness.map(|dirtiness| dirtiness.ratio()),
+            compaction_obstacles: info
+                .obstacles
+                .into_iter()
+                .take(OBSTACLES_MAX)
+                .map(|obstacle| v1::CompactionObstacle {
+                    segment: obstacle.segment.get(),
+                    reason: obstacle.reason.to_string(),
+                })
+                .collect(),
         },
         Err(why) => {
             v1::PartitionInfo { partition: index, state: format!("unavailable: {why}"), ..Default::default() }

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 use std::{
+    collections::BTreeMap,
     error::Error,
     fmt::Write as _,
     fs,
@@ -125,7 +126,7 @@ impl Writer {
         self.log.stage_snapshot(true);
         let until = self.sync()?.segment;
         let now = Timestamp(BEGAN + 3_600_000);
-        let found = Log::compactable(&self.log.reader(), until, &settings, now)?;
+        let found = Log::compactable(&self.log.reader(), until, &BTreeMap::new(), &settings, now);
         let mut pass = self.log.begin_compaction(found, &settings, now);
         let mut done = 0;
         loop {

@@ -9,6 +9,7 @@
 
 mod job;
 mod keys;
+mod obstacle;
 mod output;
 mod sieve;
 pub(crate) mod startup;
@@ -21,6 +22,7 @@ use std::{ops::Range, time::Duration};
 use rimstone_types::{Offset, Timestamp};
 
 pub use job::{Compaction, CompactionError, CompactionStep, Progress};
+pub use obstacle::{Obstacle, ObstacleReason};
 pub use sieve::{Judged, Sieve};
 pub use swap::{Compactable, Replaced, Replacement};
 
@@ -37,6 +39,18 @@ pub struct CompactionSettings {
     pub delete_retention: Duration,
     /// Bytes of memory for the keys of one pass; what does not fit is for the next.
     pub map_bytes: usize,
+}
+
+/// A pass for nothing but tombstones waits for this share of `delete.retention.ms` more, so that however they come it
+/// is made so often in that time at most.
+const TOMBSTONE_PASSES: u32 = 10;
+
+impl CompactionSettings {
+    /// Whether a tombstone that may go since then is worth a pass.
+    pub(crate) fn is_overdue(&self, horizon: Timestamp, now: Timestamp) -> bool {
+        let wait = self.delete_retention / TOMBSTONE_PASSES;
+        horizon.saturating_add(self.max_lag.map_or(wait, |lag| lag.min(wait))) <= now
+    }
 }
 
 /// How much of a log is cleaned.
@@ -73,6 +87,8 @@ pub struct Facts {
     pub last_append: Timestamp,
     /// What lies below is cleaned; the base if nothing is.
     pub cleaned: Offset,
+    /// When the first of its tombstones that may go at all may do so.
+    pub horizon: Option<Timestamp>,
 }
 
 /// What a pass would do.
@@ -82,6 +98,8 @@ pub struct Plan {
     pub segments: usize,
     /// Everything below is cleaned already.
     pub dirty_from: Offset,
+    /// Nothing dirty is to be looked at: only tombstones whose time is over go, from segments that are clean.
+    pub tombstones_only: bool,
     /// How much there is to do.
     pub dirtiness: Dirtiness,
 }
@@ -102,16 +120,19 @@ pub fn plan(sealed: &[Facts], stable: Offset, settings: &CompactionSettings, now
     let clean = sealed[..segments].iter().take_while(|facts| facts.cleaned == facts.next).count();
     let (clean, dirty) = sealed[..segments].split_at(clean);
     let bytes = |facts: &[Facts]| facts.iter().map(|facts| facts.bytes).sum();
+    let overdue = |facts: &Facts| facts.horizon.is_some_and(|horizon| settings.is_overdue(horizon, now));
     let mut dirtiness = Dirtiness { clean_bytes: bytes(clean), dirty_bytes: bytes(dirty), due: false };
-    let dirty_from = match dirty.first() {
-        Some(first) => {
-            let overdue = settings.max_lag.is_some_and(|lag| first.first_append <= now.saturating_sub(lag));
-            dirtiness.due = overdue || dirtiness.ratio() >= settings.dirty_ratio;
-            first.cleaned
-        }
-        None => clean.last().map_or(Offset::ZERO, |last| last.next),
-    };
-    Plan { segments, dirty_from, dirtiness }
+    let clean_until = clean.last().map_or(Offset::ZERO, |last| last.next);
+    let dirty_from = dirty.first().map_or(clean_until, |first| first.cleaned);
+    dirtiness.due = dirty.first().is_some_and(|first| {
+        let late = settings.max_lag.is_some_and(|lag| first.first_append <= now.saturating_sub(lag));
+        late || dirtiness.ratio() >= settings.dirty_ratio
+    });
+    if !dirtiness.due && clean.iter().any(overdue) {
+        dirtiness.due = true;
+        return Plan { segments: clean.len(), dirty_from: clean_until, tombstones_only: true, dirtiness };
+    }
+    Plan { segments, dirty_from, tombstones_only: false, dirtiness }
 }
 
 /// Which neighbours become one segment: as many as stay within the bounds of a segment, at least one (Kafka's
@@ -132,10 +153,12 @@ fn group(sealed: &[Facts], segment_bytes: u64) -> usize {
     let Some(first) = sealed.first() else { return 0 };
     // Positions in the index have 32 bits.
     let segment_bytes = segment_bytes.min(u64::from(u32::MAX));
-    let mut bytes = first.bytes;
+    let (mut bytes, mut end) = (first.bytes, first.next);
     let joins = |next: &&Facts| {
-        bytes += next.bytes;
-        bytes <= segment_bytes && next.next.since(first.base) <= RANGE_MAX
+        // Between them may be one that cannot be compacted.
+        let neighbours = next.base == end;
+        (bytes, end) = (bytes + next.bytes, next.next);
+        neighbours && bytes <= segment_bytes && end.since(first.base) <= RANGE_MAX
     };
     1 + sealed[1..].iter().take(MEMBERS_MAX - 1).take_while(joins).count()
 }

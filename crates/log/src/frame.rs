@@ -229,6 +229,8 @@ pub struct Totals {
     pub last_append: Timestamp,
     /// The largest record time; `Timestamp::MIN` if there is none.
     pub max_time: Timestamp,
+    /// When the first of the tombstones that compaction has met may go. Not told by the frames themselves.
+    pub delete_horizon: Option<Timestamp>,
 }
 
 impl Totals {
@@ -241,6 +243,7 @@ impl Totals {
             first_append: Timestamp::MIN,
             last_append: Timestamp::MIN,
             max_time: Timestamp::MIN,
+            delete_horizon: None,
         }
     }
 
@@ -266,7 +269,7 @@ impl Totals {
         out[20..28].copy_from_slice(&self.first_append.0.to_be_bytes());
         out[28..36].copy_from_slice(&self.last_append.0.to_be_bytes());
         out[36..44].copy_from_slice(&self.max_time.0.to_be_bytes());
-        // 44..52: reserved, 0.
+        out[44..52].copy_from_slice(&self.delete_horizon.map_or(0, |horizon| horizon.0).to_be_bytes());
         out
     }
 
@@ -278,6 +281,7 @@ impl Totals {
             first_append: Timestamp(i64_at(bytes, 20)),
             last_append: Timestamp(i64_at(bytes, 28)),
             max_time: Timestamp(i64_at(bytes, 36)),
+            delete_horizon: Some(Timestamp(i64_at(bytes, 44))).filter(|horizon| horizon.0 != 0),
         })
     }
 }

@@ -129,7 +129,8 @@ impl SegmentView {
                             });
                         }
                         Content::Seal(sealed) => {
-                            let (durable, agrees) = (frame.durable, linked && sealed == totals);
+                            let counted = Totals { delete_horizon: sealed.delete_horizon, ..totals };
+                            let (durable, agrees) = (frame.durable, linked && sealed == counted);
                             show(Item::Seal { position, totals: sealed, durable, agrees });
                         }
                     }

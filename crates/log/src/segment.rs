@@ -226,6 +226,11 @@ impl Segment {
         }
     }
 
+    /// The totals, if they are in memory.
+    pub(crate) fn known_totals(&self) -> Option<Totals> {
+        self.state.read().totals
+    }
+
     /// The totals: from memory, else from the seal, else by walking the whole file.
     pub(crate) fn totals(&self, access: Access) -> Result<Totals, LogReadError> {
         if let Some(totals) = self.state.read().totals {

@@ -21,9 +21,9 @@ mod waiters;
 pub use local::{LocalOpenError, LocalOptions, LocalStorage, StoreClock};
 pub use memory::MemoryStorage;
 pub use partition::{
-    AckLevel, Append, Appended, Backpressure, Batches, Compacted, Dirtiness, LogEnds, Maintained, OffsetAt,
-    PartitionStore, ProducerView, ReadBatch, ReadError, ReadLimit, RecordCount, StoreInfo, StoreState,
-    Visibility, WRITTEN_SYNC_INTERVAL,
+    AckLevel, Append, Appended, Backpressure, Batches, Compacted, Dirtiness, LogEnds, Maintained, Obstacle,
+    ObstacleReason, OffsetAt, PartitionStore, ProducerView, ReadBatch, ReadError, ReadLimit, RecordCount,
+    StoreInfo, StoreState, Visibility, WRITTEN_SYNC_INTERVAL,
 };
 pub use storage::{
     CleanupPolicy, CompactionConfig, Health, OpenError, OpenMode, PartitionConfig, RecoverySummary, Share,

@@ -7,7 +7,7 @@ use rimstone_record::Batch;
 pub use rimstone_types::LogEnds;
 use rimstone_types::{ByteCount, Numbering, Offset, ProducerEpoch, ProducerId, Timestamp};
 
-pub use rimstone_log::compaction::Dirtiness;
+pub use rimstone_log::compaction::{Dirtiness, Obstacle, ObstacleReason};
 
 use crate::{
     storage::{PartitionConfig, StoreError},
@@ -286,6 +286,8 @@ pub struct StoreInfo {
     pub producers: u32,
     /// How dirty it is, young records not told apart; `None` where it is not compacted.
     pub dirtiness: Option<Dirtiness>,
+    /// Segments that compaction passes by, as it last found them, oldest first.
+    pub obstacles: Vec<Obstacle>,
     /// Whether it serves.
     pub state: StoreState,
 }

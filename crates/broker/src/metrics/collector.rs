@@ -121,7 +121,8 @@ const PER_PARTITION: &[(&str, &str, PartitionValue)] = &[
 
 fn partitions(inner: &Inner) -> Vec<MetricFamily> {
     let mut series: Vec<Vec<Metric>> = PER_PARTITION.iter().map(|_| Vec::new()).collect();
-    let (mut available, mut acks, mut dirty) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut available, mut acks) = (Vec::new(), Vec::new());
+    let (mut dirty, mut obstacles) = (Vec::new(), Vec::new());
     for topic in inner.topics.all() {
         let ack = match topic.settings.partition.ack {
             AckLevel::Durable => "durable",
@@ -129,6 +130,7 @@ fn partitions(inner: &Inner) -> Vec<MetricFamily> {
         };
         acks.push(gauge_of(&[("ack", ack), ("topic", topic.name.as_str())], 1.0));
         let mut dirtiness: Option<Dirtiness> = None;
+        let mut in_the_way = 0;
         for (partition, slot) in topic.partitions() {
             let labels = [("partition", &*partition.to_string()), ("topic", topic.name.as_str())];
             let Slot::Open(store) = slot else {
@@ -141,13 +143,16 @@ fn partitions(inner: &Inner) -> Vec<MetricFamily> {
                 let all = dirtiness.get_or_insert_default();
                 all.clean_bytes += of_one.clean_bytes;
                 all.dirty_bytes += of_one.dirty_bytes;
+                in_the_way += info.obstacles.len();
             }
             for (series, (_, _, value)) in series.iter_mut().zip(PER_PARTITION) {
                 series.push(gauge_of(&labels, value(&info)));
             }
         }
         if let Some(dirtiness) = dirtiness {
-            dirty.push(gauge_of(&[("topic", topic.name.as_str())], dirtiness.ratio()));
+            let labels = [("topic", topic.name.as_str())];
+            dirty.push(gauge_of(&labels, dirtiness.ratio()));
+            obstacles.push(gauge_of(&labels, in_the_way as f64));
         }
     }
     let mut families = vec![
@@ -168,6 +173,12 @@ fn partitions(inner: &Inner) -> Vec<MetricFamily> {
             "Share of the bytes of a compacted topic's sealed segments that compaction has not cleaned.",
             MetricType::GAUGE,
             dirty,
+        ),
+        family(
+            "rimstone_topic_compaction_obstacles",
+            "Segments of a compacted topic that compaction passes by: damaged, unreadable, or before a hole.",
+            MetricType::GAUGE,
+            obstacles,
         ),
     ];
     for (series, (name, help, _)) in series.into_iter().zip(PER_PARTITION) {

@@ -27,7 +27,7 @@ use crate::{
 /// Why a pass stopped. Nothing was replaced that is not whole and durable.
 #[derive(Debug, thiserror::Error)]
 pub enum CompactionError {
-    /// Acknowledged bytes are damaged: the segment stays as it is, and so does what comes behind it.
+    /// Acknowledged bytes are damaged: the segment stays as it is.
     #[error("segment {segment} cannot be compacted: {reason}")]
     Damaged {
         /// The segment's base offset.
@@ -92,6 +92,7 @@ pub struct Compaction {
     /// Of these segments.
     facts: Vec<Facts>,
     dirty_from: Offset,
+    tombstones_only: bool,
     segment_bytes: u64,
     sieve: Sieve,
     phase: Phase,
@@ -162,7 +163,7 @@ impl Compaction {
         sieve: Sieve,
         now: Timestamp,
     ) -> Self {
-        let Compactable { segments, facts, plan } = found;
+        let Compactable { segments, facts, plan, .. } = found;
         let first_dirty = facts.iter().take_while(|facts| facts.cleaned == facts.next).count();
         Self {
             id,
@@ -172,6 +173,7 @@ impl Compaction {
             now,
             reader,
             dirty_from: plan.dirty_from,
+            tombstones_only: plan.tombstones_only,
             segment_bytes: config.segment_bytes,
             sieve,
             phase: Phase::Learning(Place::at(&segments, first_dirty)),
@@ -229,6 +231,7 @@ impl Compaction {
     fn learn(&mut self, mut place: Place, budget: u64) -> Result<CompactionStep, CompactionError> {
         let (until, dirty_from) = (self.segments.len(), self.dirty_from);
         let sieve = &mut self.sieve;
+        sieve.order();
         let walked = walk(&self.segments, &mut place, until, budget, |segment, header, _, payload| {
             if header.next_offset() <= dirty_from {
                 return Ok(Visit::On);
@@ -251,10 +254,17 @@ impl Compaction {
     }
 
     fn next_group(&mut self) -> CompactionStep {
-        let members = group(&self.facts, self.segment_bytes);
+        let mut members = group(&self.facts, self.segment_bytes);
+        if self.tombstones_only {
+            // No more is read and written than what has some that go.
+            let stays = |facts: &&Facts| facts.horizon.is_none_or(|horizon| horizon > self.now);
+            let count = self.facts.iter().take_while(stays).count();
+            self.let_go_of(count);
+            members = 1;
+        }
         match self.facts.first() {
             None => self.phase = Phase::Done,
-            Some(first) if members == 1 && first.cleaned == first.next => {
+            Some(first) if members == 1 && first.cleaned == first.next && !self.tombstones_only => {
                 self.phase = Phase::Looking(Place::at(&self.segments, 0));
             }
             Some(_) => return self.ask_for_room(members),
@@ -297,7 +307,7 @@ impl Compaction {
             let batch = verified(segment, payload)?;
             // An emptied batch that nobody remembers any more is not worth a segment.
             changes = match sieve.judge(&batch).map_err(|error| damaged(segment, &error))? {
-                Judged::Same | Judged::Gone { removed: 0 } => false,
+                Judged::Same { .. } | Judged::Gone { removed: 0 } => false,
                 Judged::Changed { .. } | Judged::Gone { .. } => true,
             };
             Ok(if changes { Visit::Stop } else { Visit::On })
@@ -327,10 +337,10 @@ impl Compaction {
         let walked = walk(&self.segments, &mut place, members, budget, |segment, header, time, payload| {
             let batch = verified(segment, payload)?;
             match sieve.judge(&batch).map_err(|error| damaged(segment, &error))? {
-                Judged::Same => writing.output.add(batch.bytes(), header, time)?,
-                Judged::Changed { batch, removed } => {
+                Judged::Same { horizon } => writing.output.add(batch.bytes(), header, time, horizon)?,
+                Judged::Changed { batch, removed, horizon } => {
                     writing.removed += u64::from(removed);
-                    writing.output.add(batch.bytes(), batch.header(), time)?;
+                    writing.output.add(batch.bytes(), batch.header(), time, horizon)?;
                 }
                 Judged::Gone { removed } => {
                     writing.removed += u64::from(removed);
@@ -352,7 +362,7 @@ impl Compaction {
         if output.next_offset() < end
             && let Some((batch, time)) = gone
         {
-            output.add(batch.bytes(), batch.header(), time)?;
+            output.add(batch.bytes(), batch.header(), time, None)?;
         }
         if output.next_offset() != end {
             let reason = format!("it ends at offset {} instead of {end}", output.next_offset());
@@ -379,6 +389,8 @@ fn damaged(segment: &Segment, error: &dyn std::fmt::Display) -> CompactionError 
 
 fn unreadable(segment: &Segment, error: LogReadError) -> CompactionError {
     match error {
+        // Not trimmed, or it would not be looked at.
+        LogReadError::File(error) if error.is_missing() => damaged(segment, &error),
         LogReadError::File(error) => CompactionError::File(error),
         other => damaged(segment, &other),
     }

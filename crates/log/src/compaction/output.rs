@@ -69,19 +69,22 @@ impl Output {
         })
     }
 
-    /// Adds a batch, its offsets stamped.
+    /// Adds a batch, its offsets stamped. Its tombstones may go at `horizon`.
     pub(crate) fn add(
         &mut self,
         batch: &[u8],
         header: &BatchHeader,
         append_time: Timestamp,
+        horizon: Option<Timestamp>,
     ) -> Result<(), FileError> {
         let stamped = batch.first_chunk::<HEADER_LENGTH>().expect("a batch has a whole header");
         let at = self.frames.position;
         let entry = self.index.entry(at, header.base_offset, append_time);
         self.index.entries.extend(entry);
         let frame = self.frames.batch(batch.len() as u32, stamped, append_time, self.claim);
-        self.index.totals.add(header, header.next_offset(), append_time);
+        let totals = &mut self.index.totals;
+        totals.add(header, header.next_offset(), append_time);
+        totals.delete_horizon = totals.delete_horizon.into_iter().chain(horizon).min();
         self.buffer.extend_from_slice(&frame);
         self.buffer.extend_from_slice(batch);
         if self.buffer.len() >= PIECE { self.flush() } else { Ok(()) }

@@ -1,6 +1,7 @@
 //! Where a pass touches the log: what it may work on, and putting a group that is written in place of the old one.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     ops::Range,
     path::PathBuf,
@@ -10,12 +11,13 @@ use std::{
 use rimstone_types::{Offset, Timestamp};
 
 use super::{
-    Compaction, CompactionError, CompactionSettings, Dirtiness, Facts, Plan, Sieve, groups, output::Output,
-    plan,
+    Compaction, CompactionError, CompactionSettings, Dirtiness, Facts, Obstacle, ObstacleReason, Plan, Sieve,
+    groups, output::Output, plan,
 };
 use crate::{
-    error::{FileError, LogReadError},
+    error::LogReadError,
     files,
+    frame::Totals,
     log::Log,
     reader::LogReader,
     segment::{Access, Segment},
@@ -28,6 +30,7 @@ pub struct Compactable {
     pub(super) segments: Vec<Arc<Segment>>,
     pub(super) facts: Vec<Facts>,
     pub(super) plan: Plan,
+    pub(super) obstacles: Vec<Obstacle>,
 }
 
 impl Compactable {
@@ -36,9 +39,17 @@ impl Compactable {
         self.plan.dirtiness
     }
 
+    /// What is passed by, oldest first.
+    pub fn obstacles(&self) -> &[Obstacle] {
+        &self.obstacles
+    }
+
     /// Bytes of the largest group of neighbours that become one segment of at most so many bytes: about what is
     /// written before anything goes.
     pub fn room_bytes(&self, segment_bytes: u64) -> u64 {
+        if self.plan.tombstones_only {
+            return self.facts.iter().map(|facts| facts.bytes).max().unwrap_or(0);
+        }
         let bytes = |group: Range<usize>| self.facts[group].iter().map(|facts| facts.bytes).sum();
         groups(&self.facts, segment_bytes).into_iter().map(bytes).max().unwrap_or(0)
     }
@@ -101,34 +112,48 @@ impl Replaced {
     }
 }
 
+/// The totals of a segment that is whole, as far as that can be told without reading all of it.
+fn whole(segment: &Segment, next: Offset, damage: Option<&String>) -> Result<Totals, ObstacleReason> {
+    if let Some(reason) = &segment.broken {
+        return Err(ObstacleReason::Header(reason.clone()));
+    }
+    if let Some(damage) = damage {
+        return Err(ObstacleReason::Damaged(damage.clone()));
+    }
+    match segment.totals(Access::Blocking) {
+        Ok(totals) if totals.next_offset == next => Ok(totals),
+        Ok(Totals { next_offset: end, .. }) => Err(ObstacleReason::Hole { end, next }),
+        Err(LogReadError::File(error)) => Err(ObstacleReason::Unreadable(error.to_string())),
+        Err(error) => Err(ObstacleReason::Damaged(error.to_string())),
+    }
+}
+
 impl Log {
     /// What can be compacted, and how dirty it is. Reads seals: to be called outside the lock, on a thread that may
     /// block. Nothing that reaches above `until` is looked at: the base of the segment that the durable end lies in,
-    /// or less.
-    ///
-    /// # Errors
-    /// [`FileError`] where a file cannot be read.
+    /// or less. `damaged` are segments, by their base offsets, in which an earlier pass has met damage, and what that was.
+    /// Those and whatever else is not whole are passed by.
     pub fn compactable(
         reader: &LogReader,
         until: Offset,
+        damaged: &BTreeMap<Offset, String>,
         settings: &CompactionSettings,
         now: Timestamp,
-    ) -> Result<Compactable, FileError> {
-        let segments = reader.shared().segments.load_full();
-        let mut facts = Vec::with_capacity(segments.len());
-        for pair in segments.windows(2) {
+    ) -> Compactable {
+        let all = reader.shared().segments.load_full();
+        let (mut segments, mut facts, mut obstacles) = (Vec::new(), Vec::new(), Vec::new());
+        for pair in all.windows(2).take_while(|pair| pair[1].base <= until) {
             let (segment, next) = (&pair[0], pair[1].base);
-            // A segment that is not whole stays, and so does what lies behind it.
-            if segment.broken.is_some() || next > until {
-                break;
-            }
-            let totals = match segment.totals(Access::Blocking) {
-                Ok(totals) if totals.next_offset == next => totals,
-                Ok(_) | Err(LogReadError::Damaged { .. }) => break,
-                Err(LogReadError::File(error)) if error.is_missing() => break,
-                Err(LogReadError::File(error)) => return Err(error),
-                Err(_) => break,
+            let totals = match whole(segment, next, damaged.get(&segment.base)) {
+                Ok(totals) => totals,
+                // Gone by now.
+                Err(_) if next <= reader.start() => continue,
+                Err(reason) => {
+                    obstacles.push(Obstacle { segment: segment.base, reason });
+                    continue;
+                }
             };
+            segments.push(Arc::clone(segment));
             facts.push(Facts {
                 base: segment.base,
                 next,
@@ -136,11 +161,24 @@ impl Log {
                 first_append: totals.first_append,
                 last_append: totals.last_append,
                 cleaned: segment.header.cleaned_end(),
+                horizon: totals.delete_horizon.filter(|_| obstacles.is_empty()),
             });
         }
         let plan = plan(&facts, until, settings, now);
         facts.truncate(plan.segments);
-        Ok(Compactable { segments: segments[..plan.segments].to_vec(), facts, plan })
+        segments.truncate(plan.segments);
+        Compactable { segments, facts, plan, obstacles }
+    }
+
+    /// `false`: a look at the files would find nothing to do at this time. Costs no look.
+    pub fn may_be_compactable(&self, settings: &CompactionSettings, now: Timestamp) -> bool {
+        self.shared.segments.load().windows(2).any(|pair| {
+            let known = pair[0].known_totals();
+            let horizon = known.and_then(|totals| totals.delete_horizon);
+            pair[0].header.cleaned_end() != pair[1].base
+                || known.is_none()
+                || horizon.is_some_and(|horizon| settings.is_overdue(horizon, now))
+        })
     }
 
     /// Begins a pass over what was found. Before its first group is replaced, a durable snapshot of the producers
@@ -160,7 +198,8 @@ impl Log {
             .collect();
         let salts = &self.config().salts.0;
         let seed = u64::from(salts()) << 32 | u64::from(salts());
-        let sieve = Sieve::new(settings, self.reader().start(), now, numbered, seed);
+        let sieve = Sieve::new(settings, &found.plan, self.reader().start(), now, numbered, seed)
+            .behind(found.obstacles.first().map(|obstacle| obstacle.segment));
         Compaction::new(self.shared.id, self.directory(), self.config(), self.reader(), found, sieve, now)
     }
 
@@ -190,11 +229,15 @@ impl Log {
         self.shared.generation.fetch_add(1, Ordering::Release);
     }
 
-    /// Bytes of sealed segments that compaction has cleaned, and of those that it has not.
-    pub fn cleaned_size(&self) -> (u64, u64) {
+    /// Bytes of sealed segments that compaction has cleaned, and of those that it has not, but for those that it passes
+    /// by.
+    pub fn cleaned_size(&self, obstacles: &[Obstacle]) -> (u64, u64) {
         let segments = self.shared.segments.load();
         let (mut clean, mut dirty) = (0, 0);
         for pair in segments.windows(2) {
+            if obstacles.iter().any(|obstacle| obstacle.segment == pair[0].base) {
+                continue;
+            }
             let whole = dirty == 0 && pair[0].header.cleaned_end() == pair[1].base;
             *if whole { &mut clean } else { &mut dirty } += pair[0].end();
         }

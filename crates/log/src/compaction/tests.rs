@@ -1,8 +1,10 @@
 //! The plan by tables, a pass by its rules, and everything against a model with a crash at each step.
 
 mod model;
+mod obstacles;
 mod pass;
 mod swap;
+mod tombstones;
 
 use super::*;
 
@@ -30,6 +32,7 @@ fn facts(number: u64, bytes: u64, time: i64, cleaned: bool) -> Facts {
         first_append: Timestamp(time),
         last_append: Timestamp(time + 9),
         cleaned: if cleaned { next } else { base },
+        horizon: None,
     }
 }
 

@@ -218,6 +218,19 @@ pub async fn tombstones_have_their_time<H: Harness>() {
         assert_eq!(there(&shown(&partition).await), stays, "after {hours} hours");
     }
     assert_eq!(shown(&partition).await.first(), Some(&(1, "kept".to_owned(), Some("1".to_owned()))));
+    // Nothing has to be dirty for it, but then it may take a tenth longer.
+    let append = Append { now: later(27), ..append(keyed(None, &[("gone", None)])) };
+    within("an answer", partition.submit(append)).await.expect("it is taken");
+    compact(&partition, later(30)).await;
+    for (hours, stays) in [(54, true), (56, true), (57, false)] {
+        (harness, partition) = restart(harness, partition, &config).await;
+        let due = within("a look", partition.0.dirtiness(later(hours))).await.expect("it is open");
+        assert_eq!((due.dirty_bytes, due.due), (0, !stays), "after {hours} hours");
+        compact(&partition, later(hours)).await;
+        assert_eq!(there(&shown(&partition).await), stays, "after {hours} hours");
+    }
+    let due = within("a look", partition.0.dirtiness(later(1000))).await.expect("it is open");
+    assert!(!due.due, "{due:?}");
     drop(harness);
 }
 

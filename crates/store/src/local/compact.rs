@@ -3,6 +3,7 @@
 //! Not here: what stays and what goes (`rimstone-log`), which partition comes next and how fast (the broker).
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -10,9 +11,12 @@ use std::{
 use parking_lot::{Mutex, MutexGuard};
 use rimstone_log::{
     Log,
-    compaction::{Compactable, Compaction, CompactionError, CompactionSettings, CompactionStep, Progress},
+    compaction::{
+        Compactable, Compaction, CompactionError, CompactionSettings, CompactionStep, Dirtiness, Obstacle,
+        Progress,
+    },
 };
-use rimstone_types::{ByteCount, Offset, Timestamp};
+use rimstone_types::{ByteCount, Offset, PartitionId, Timestamp};
 
 use super::{Counters, blocking, partition::LocalPartition, store_error};
 use crate::{
@@ -33,19 +37,29 @@ pub(super) struct CompactionState {
     /// The topic's settings, if it is compacted.
     settings: Mutex<Option<CompactionSettings>>,
     work: Mutex<Work>,
+    obstacles: Mutex<Obstacles>,
+}
+
+/// What is in the way of compaction.
+#[derive(Debug, Default)]
+struct Obstacles {
+    /// As the last look found it.
+    now: Vec<Obstacle>,
+    /// Segments that were told of since the start.
+    told: BTreeSet<Offset>,
 }
 
 #[derive(Debug)]
 pub(super) struct Work {
     pass: Option<Compaction>,
-    /// The segment here is damaged: it and what lies behind it are not looked at until the server is started again.
-    damaged_from: Offset,
+    /// Segments in which a pass has met damage, and what: they are not looked at until the server is started again.
+    damaged: BTreeMap<Offset, String>,
 }
 
 impl CompactionState {
     pub(super) fn new(config: &PartitionConfig) -> Self {
-        let work = Work { pass: None, damaged_from: Offset::MAX };
-        Self { settings: Mutex::new(settings(config)), work: Mutex::new(work) }
+        let work = Work { pass: None, damaged: BTreeMap::new() };
+        Self { settings: Mutex::new(settings(config)), work: Mutex::new(work), obstacles: Mutex::default() }
     }
 
     /// Settings changed; a pass that is begun ends at its next slice if the topic is not compacted any more.
@@ -55,6 +69,24 @@ impl CompactionState {
 
     pub(super) fn is_on(&self) -> bool {
         self.settings.lock().is_some()
+    }
+
+    /// What the last look found in the way, oldest first.
+    pub(super) fn obstacles(&self) -> Vec<Obstacle> {
+        self.obstacles.lock().now.clone()
+    }
+
+    /// A look is over; each segment that is in the way is told of once. Answers how many were.
+    fn found(&self, partition: PartitionId, obstacles: &[Obstacle]) -> usize {
+        let mut known = self.obstacles.lock();
+        let told = known.told.len();
+        for obstacle in obstacles {
+            if known.told.insert(obstacle.segment) {
+                tracing::warn!(%partition, segment = %obstacle.segment, reason = %obstacle.reason, "compaction passes a segment by, and keeps the tombstones behind it");
+            }
+        }
+        known.now = obstacles.to_vec();
+        known.told.len() - told
     }
 
     /// Held while a slice or the end of a trim runs, also if nobody waits for it any more: each must find the
@@ -89,8 +121,29 @@ impl LocalPartition {
     }
 
     #[cfg(test)]
+    pub(super) fn obstacles_found_again(&self) -> usize {
+        self.compaction.found(self.id, &self.compaction.obstacles())
+    }
+
+    #[cfg(test)]
     pub(super) fn has_pass(&self) -> bool {
         self.compaction.work().pass.is_some()
+    }
+
+    /// How dirty it is; without a look at the files where that is known.
+    pub(super) async fn how_dirty(self: &Arc<Self>, now: Timestamp) -> Result<Dirtiness, StoreError> {
+        let Some(settings) = *self.compaction.settings.lock() else { return Ok(Dirtiness::default()) };
+        let clean = {
+            let log = &self.state.lock().log;
+            (!log.may_be_compactable(&settings, now)).then(|| log.cleaned_size(&[]).0)
+        };
+        if let Some(clean_bytes) = clean {
+            // What was in the way is gone.
+            self.compaction.found(self.id, &[]);
+            return Ok(Dirtiness { clean_bytes, ..Dirtiness::default() });
+        }
+        let found = self.compactable(now).await?;
+        Ok(found.map(|(found, _)| found.dirtiness()).unwrap_or_default())
     }
 
     /// What can be compacted now, and by which settings.
@@ -101,9 +154,10 @@ impl LocalPartition {
         let partition = Arc::clone(self);
         blocking(move || {
             let Some(settings) = *partition.compaction.settings.lock() else { return Ok(None) };
-            let limit = partition.compaction.work().damaged_from;
-            let until = partition.state.lock().log.durable_position().segment.min(limit);
-            let found = Log::compactable(&partition.reader, until, &settings, now).map_err(store_error)?;
+            let damaged = partition.compaction.work().damaged.clone();
+            let until = partition.state.lock().log.durable_position().segment;
+            let found = Log::compactable(&partition.reader, until, &damaged, &settings, now);
+            partition.compaction.found(partition.id, found.obstacles());
             Ok(Some((found, settings)))
         })
         .await
@@ -197,8 +251,8 @@ impl LocalPartition {
                 // The reserve is for commits. What was written goes with the pass; a later one does it.
                 Err(Stopped::NoRoom) => return Err(self.full()),
                 Err(Stopped::By(error)) => {
-                    if let CompactionError::Damaged { segment, .. } = &error {
-                        work.damaged_from = work.damaged_from.min(*segment);
+                    if let CompactionError::Damaged { segment, reason } = &error {
+                        work.damaged.insert(*segment, reason.clone());
                         Counters::add(&self.shared.counters.damaged_ranges, 1);
                     }
                     return Err(self.failed(error));

@@ -43,12 +43,15 @@ struct Segment {
     max_time: Timestamp,
     /// What compaction has judged; the base if nothing.
     cleaned: Offset,
+    /// When the first of the tombstones that compaction has met may go.
+    horizon: Option<Timestamp>,
 }
 
 impl Segment {
     fn new(base: Offset) -> Self {
         let (first_append, last_append, max_time) = (Timestamp::MIN, Timestamp::MIN, Timestamp::MIN);
-        Self { base, batches: 0, bytes: 0, first_append, last_append, max_time, cleaned: base }
+        let (cleaned, horizon) = (base, None);
+        Self { base, batches: 0, bytes: 0, first_append, last_append, max_time, cleaned, horizon }
     }
 
     fn count(&mut self, read: &ReadBatch) {

@@ -212,6 +212,7 @@ impl PartitionStore for MemoryPartition {
             bytes: ByteCount(contents.bytes()),
             undurable_bytes: ByteCount(0),
             dirtiness: contents.cleaned_size(),
+            obstacles: Vec::new(),
             producers: contents.producers.len() as u32,
             state: if self.is_open() { StoreState::Serving } else { StoreState::Closed },
         }

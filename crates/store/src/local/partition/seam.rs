@@ -325,10 +325,7 @@ impl PartitionStore for Arc<LocalPartition> {
     }
 
     fn dirtiness(&self, now: Timestamp) -> BoxFuture<'_, Result<Dirtiness, StoreError>> {
-        Box::pin(async move {
-            let found = self.compactable(now).await?;
-            Ok(found.map(|(found, _)| found.dirtiness()).unwrap_or_default())
-        })
+        Box::pin(self.how_dirty(now))
     }
 
     fn compact(&self, now: Timestamp, budget: ByteCount) -> BoxFuture<'_, Result<Compacted, StoreError>> {
@@ -388,11 +385,13 @@ impl PartitionStore for Arc<LocalPartition> {
     fn info(&self) -> StoreInfo {
         let ends = self.ends();
         let compacts = self.compaction.is_on();
+        let obstacles = if compacts { self.compaction.obstacles() } else { Vec::new() };
         let state = self.state.lock();
         let (segments, bytes) = state.log.size();
-        let (clean_bytes, dirty_bytes) = state.log.cleaned_size();
+        let (clean_bytes, dirty_bytes) = state.log.cleaned_size(&obstacles);
         StoreInfo {
             dirtiness: compacts.then_some(Dirtiness { clean_bytes, dirty_bytes, due: false }),
+            obstacles,
             ends,
             segments,
             bytes: ByteCount(bytes),

@@ -123,7 +123,7 @@ async fn it_stands_beside_everything_else() {
 }
 
 #[tokio::test]
-async fn damage_is_told_once_and_what_lies_before_it_is_compacted() {
+async fn damage_is_named_and_what_lies_beside_it_is_compacted() {
     let directory = tempfile::tempdir().unwrap();
     let storage = LocalStorage::open(options(directory.path(), SyncPreference::Auto)).unwrap();
     let partition = storage.open(id(1), compacted(), OpenMode::CreateNew).await.unwrap();
@@ -155,9 +155,26 @@ async fn damage_is_told_once_and_what_lies_before_it_is_compacted() {
             break;
         }
     }
-    assert_eq!(all.segments_before, 2, "{all:?}");
+    assert_eq!(
+        all.segments_before as usize,
+        segments.len() - 2,
+        "all but this one and the active one: {all:?}"
+    );
     assert!(all.records_removed > 0);
     assert_eq!(std::fs::read(rotten).unwrap(), content, "what is damaged stays as it is");
+    // It is named wherever somebody looks, and told of once.
+    let base = rotten.file_stem().unwrap().to_str().unwrap().parse().unwrap();
+    let info = partition.info();
+    let found: Vec<_> = info.obstacles.iter().map(|obstacle| obstacle.segment.get()).collect();
+    assert_eq!(found, [base], "{info:?}");
+    assert!(matches!(info.obstacles[0].reason, crate::ObstacleReason::Damaged(_)), "{info:?}");
+    assert_eq!(info.dirtiness.unwrap().dirty_bytes, 0);
+    let local = Arc::clone(&storage.shared.all()[0]);
+    assert_eq!(local.obstacles_found_again(), 0);
+    // Once it is deleted it is in nobody's way.
+    partition.trim(partition.ends().durable).await.unwrap();
+    partition.dirtiness(NOW).await.unwrap();
+    assert_eq!(partition.info().obstacles, []);
     // Everything else is served and taken.
     partition.submit(keyed("same", "after")).unwrap().await.unwrap();
 }

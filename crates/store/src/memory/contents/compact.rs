@@ -16,6 +16,7 @@ impl Contents {
             first_append: segment.first_append,
             last_append: segment.last_append,
             cleaned: segment.cleaned,
+            horizon: segment.horizon,
         };
         sealed.map(facts).collect()
     }
@@ -60,7 +61,7 @@ impl Contents {
             let cleaned = facts[group.end - 1].next.min(sieve.end());
             let mut new = Segment { cleaned, ..Segment::new(old[0].base) };
             let members = batches.drain(..count).collect();
-            for read in judged(&sieve, members, &mut done) {
+            for read in judged(&sieve, members, &mut new.horizon, &mut done) {
                 new.count(&read);
                 self.batches.push_back(read);
             }
@@ -82,7 +83,9 @@ impl Contents {
             windows.map(|batch| batch.base_offset).filter(|base| *base < end).collect();
         // As random as it has to be where nothing outlives the process.
         let seed = self.end.get() ^ now.as_millis() as u64;
-        Sieve::new(&self.config.compaction.settings(), self.start, now, numbered, seed)
+        let mut sieve = Sieve::new(&self.config.compaction.settings(), plan, self.start, now, numbered, seed);
+        sieve.order();
+        sieve
     }
 
     fn learn(&self, sieve: &mut Sieve, plan: &Plan, facts: &[Facts], done: &mut Compacted) {
@@ -102,14 +105,25 @@ impl Contents {
 }
 
 /// What stays of the batches of a group: the last of them does, empty if need be.
-fn judged(sieve: &Sieve, members: Vec<ReadBatch>, done: &mut Compacted) -> Vec<ReadBatch> {
+fn judged(
+    sieve: &Sieve,
+    members: Vec<ReadBatch>,
+    earliest: &mut Option<Timestamp>,
+    done: &mut Compacted,
+) -> Vec<ReadBatch> {
+    let mut meet = |horizon: Option<Timestamp>| *earliest = (*earliest).into_iter().chain(horizon).min();
     let last = members.len().saturating_sub(1);
     let mut kept = Vec::new();
     for (number, read) in members.into_iter().enumerate() {
         done.read = ByteCount(done.read.get() + read.batch.bytes().len() as u64);
         match sieve.judge(&read.batch) {
-            Ok(Judged::Same) | Err(_) => kept.push(read),
-            Ok(Judged::Changed { batch, removed }) => {
+            Ok(Judged::Same { horizon }) => {
+                meet(horizon);
+                kept.push(read);
+            }
+            Err(_) => kept.push(read),
+            Ok(Judged::Changed { batch, removed, horizon }) => {
+                meet(horizon);
                 done.records_removed += u64::from(removed);
                 kept.push(ReadBatch { batch, ..read });
             }
