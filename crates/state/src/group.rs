@@ -15,6 +15,7 @@
 
 mod assign;
 mod error;
+mod forget;
 mod membership;
 mod offsets;
 mod partitions;
@@ -32,8 +33,8 @@ pub use offsets::{Commit, CommitOffset, Committed, Committer, Import, ImportOffs
 pub use partitions::{OfTopic, Partitions};
 pub use query::{Description, GroupState, MemberDescription, MemberView, Summary};
 pub use record::{
-    AssignmentValue, GroupRecord, GroupValue, MemberValue, OffsetValue, RecordError, TargetValue, TopicCount,
-    TopicsValue,
+    AssignmentValue, EpochsValue, GroupRecord, GroupValue, MemberValue, OffsetValue, RecordError,
+    TargetValue, TopicCount, TopicsValue,
 };
 pub use state::{Decision, Groups, Topics};
 

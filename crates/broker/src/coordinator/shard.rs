@@ -245,7 +245,7 @@ impl Shard {
         let now = self.inner.clock.now();
         for record in records {
             self.gathered.push(&record, now);
-            self.touched.named.insert(record.group().clone());
+            self.touched.named.extend(record.group().cloned());
             match &record {
                 GroupRecord::Offset { group, topic, partition, value } => {
                     let commit = value.as_ref().map(Commit::of);
@@ -261,7 +261,7 @@ impl Shard {
                     self.count_rebalance(group, value.as_ref().map(|value| value.epoch));
                     self.touched.moved.insert(group.clone());
                 }
-                _ => drop(self.touched.moved.insert(record.group().clone())),
+                _ => self.touched.moved.extend(record.group().cloned()),
             }
             self.groups.replay(record);
         }

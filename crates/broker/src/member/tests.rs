@@ -1,3 +1,4 @@
+mod forget;
 mod latest;
 mod reading;
 

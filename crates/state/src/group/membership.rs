@@ -130,7 +130,7 @@ impl Groups {
         // As it was, and under an id that fences whoever was it before: nobody else needs to hear of it.
         let unnoticed =
             same_id.is_none() && instance.is_some_and(|(_, (_, before))| before.wants_the_same(&value));
-        let epoch = if unnoticed { group.epoch() } else { join.next_epoch(group)? };
+        let epoch = if unnoticed { group.epoch() } else { join.next_epoch(self.last_epoch(group))? };
         let held = AssignmentValue { epoch, previous_epoch: epoch, ..AssignmentValue::default() };
         let instance = instance.map(|(id, _)| id);
         let put = Put { id: &join.member, value, heir_of: instance.unwrap_or(&join.member), held };
@@ -172,7 +172,7 @@ impl Groups {
         } else {
             let held = AssignmentValue { epoch: current, previous_epoch, ..(*held).clone() };
             let change = Change::new(name, group).with(Put { id, value, heir_of: id, held });
-            change.to_epoch(join.next_epoch(group)?, topics)
+            change.to_epoch(join.next_epoch(self.last_epoch(group))?, topics)
         };
         let answer = Joined { epoch: outcome.epoch, resumed: true, replaced: None };
         Ok(Decision { records: outcome.records, answer })
@@ -214,8 +214,9 @@ impl Groups {
         Ok(Decision { records: outcome.records, answer: outcome.epoch })
     }
 
-    /// Ends a membership; what the member held goes to others at once. True if there was one to end: not for
-    /// an unknown member, and not for a static one that leaves for a while.
+    /// Ends a membership; what the member held goes to others at once. With the last member goes the group, if it
+    /// has no offsets. True if there was a membership to end: not for an unknown member, and not for a static one
+    /// that leaves for a while.
     pub fn remove_member(
         &self,
         name: &GroupName,
@@ -228,6 +229,9 @@ impl Groups {
         if why == (Removal::Leave { for_good: false }) && value.instance_id.is_some() {
             return Decision { records: Vec::new(), answer: false };
         }
+        if group.goes_with(group.live_count() - 1, group.offset_count) {
+            return Decision { records: self.forget(name, group), answer: true };
+        }
         let change = Change::new(name, group).without(Some(id));
         // With epochs used up the last one stays: nobody can join, so nobody can be mistaken for another.
         let epoch = group.epoch().next().unwrap_or(group.epoch());
@@ -235,24 +239,30 @@ impl Groups {
     }
 
     /// The groups that topics have changed for: subscriptions find other topics or other numbers of
-    /// partitions, or offsets are of topics that are no more. To be asked after loading and whenever topics
-    /// change; each is then brought up to date by [`Groups::topics_changed`].
+    /// partitions, or offsets are of topics that are no more; and groups that nothing keeps. To be asked after
+    /// loading and whenever topics change; each is then brought up to date by [`Groups::topics_changed`].
     pub fn outdated(&self, topics: &dyn Topics) -> Vec<GroupName> {
-        let outdated =
-            |(_, group): &(_, &Group)| group.has_other_topics(topics) || group.has_lost_offsets(topics);
+        let outdated = |(_, group): &(_, &Group)| {
+            group.is_deserted() || group.has_other_topics(topics) || group.has_lost_offsets(topics)
+        };
         self.groups.iter().filter(outdated).map(|(name, _)| name.clone()).collect()
     }
 
     /// Brings a group up to date with the topics: a new epoch and target where its subscriptions find others,
-    /// and no more offsets of topics that are no more. No records if nothing has changed.
+    /// and no more offsets of topics that are no more. If nobody is in it and that was the last of its offsets, it
+    /// goes. No records if nothing has changed.
     pub fn topics_changed(&self, name: &GroupName, topics: &dyn Topics) -> Decision<()> {
         let Some(group) = self.groups.get(name) else { return Decision { records: Vec::new(), answer: () } };
-        let mut records = Vec::new();
-        if group.has_other_topics(topics) {
+        let lost: Vec<_> = group.lost_offsets(topics).collect();
+        let mut records = if group.goes_with(group.live_count(), group.offset_count - lost.len()) {
+            self.forget(name, group)
+        } else if group.has_other_topics(topics) {
             let epoch = group.epoch().next().unwrap_or(group.epoch());
-            records = Change::new(name, group).to_epoch(epoch, topics).records;
-        }
-        for (topic, partition) in group.lost_offsets(topics) {
+            Change::new(name, group).to_epoch(epoch, topics).records
+        } else {
+            Vec::new()
+        };
+        for (topic, partition) in lost {
             let (group, topic) = (name.clone(), topic.clone());
             records.push(GroupRecord::Offset { group, topic, partition, value: None });
         }
@@ -324,8 +334,8 @@ impl Join {
         }
     }
 
-    fn next_epoch(&self, group: &Group) -> Result<GroupEpoch, GroupError> {
-        group.epoch().next().ok_or_else(|| GroupError::EpochsUsedUp { group: self.group.clone() })
+    fn next_epoch(&self, last: GroupEpoch) -> Result<GroupEpoch, GroupError> {
+        last.next().ok_or_else(|| GroupError::EpochsUsedUp { group: self.group.clone() })
     }
 
     fn check_bounds(&self) -> Result<(), GroupError> {

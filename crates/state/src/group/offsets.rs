@@ -147,7 +147,17 @@ impl Groups {
                 value.is_some() || group.is_some_and(|group| group.has_offset(topic, *partition))
             })
             .map(|((topic, partition), value)| (topic, partition, value));
-        Ok(Decision { records: offset_records(commit.group, records)?, answer })
+        let mut records = offset_records(commit.group, records)?;
+        records.extend(self.forget_without_offsets(commit.group, count));
+        Ok(Decision { records, answer })
+    }
+
+    /// The records that forget a group that nobody is in, if this many offsets are none.
+    fn forget_without_offsets(&self, name: &GroupName, offsets: usize) -> Vec<GroupRecord> {
+        match self.groups.get(name).filter(|group| group.goes_with(group.live_count(), offsets)) {
+            Some(group) => self.forget(name, group),
+            None => Vec::new(),
+        }
     }
 
     /// The member that commits, if it is one.
@@ -217,7 +227,9 @@ impl Groups {
             .into_iter()
             .filter(|((topic, index), value)| value.is_some() || is_there(topic, *index))
             .map(|((topic, partition), value)| (topic, partition, value));
-        Ok(Decision { records: offset_records(import.group, records)?, answer: () })
+        let mut records = offset_records(import.group, records)?;
+        records.extend(self.forget_without_offsets(import.group, would_be));
+        Ok(Decision { records, answer: () })
     }
 
     /// Forgets a group and its offsets.
@@ -235,13 +247,7 @@ impl Groups {
             .iter()
             .flat_map(|(topic, of)| of.keys().map(|&partition| (topic.clone(), partition, None)));
         let mut records = offset_records(name, offsets)?;
-        records.extend(group.members.keys().flat_map(|id| GroupRecord::forget_member(name, id)));
-        if !group.topics.is_empty() {
-            records.push(GroupRecord::Topics { group: name.clone(), value: None });
-        }
-        if group.meta.is_some() {
-            records.push(GroupRecord::Group { group: name.clone(), value: None });
-        }
+        records.extend(self.forget(name, group));
         Ok(Decision { records, answer: () })
     }
 

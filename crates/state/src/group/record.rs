@@ -8,6 +8,7 @@
 //! | `target:<group>:<member>` | [`TargetValue`] |
 //! | `assignment:<group>:<member>` | [`AssignmentValue`] |
 //! | `offset:<group>:<topic>:<partition>` | [`OffsetValue`] |
+//! | `epochs` | [`EpochsValue`], one in each shard |
 //!
 //! Names contain no colon, so a key reads in one way only. The names follow KIP-848 (ConsumerGroupMetadata,
 //! MemberMetadata, TargetAssignment, CurrentMemberAssignment).
@@ -27,6 +28,9 @@ use super::{assign::Assignor, partitions::Partitions};
 
 /// The version of the values that this server writes, and the only one that it understands.
 const VERSION: u32 = 1;
+
+/// The one key that names no group: it has no colon, so it is not one that does.
+const EPOCHS_KEY: &str = "epochs";
 
 /// A record of a shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,6 +87,11 @@ pub enum GroupRecord {
         partition: PartitionIndex,
         /// `None` deletes.
         value: Option<OffsetValue>,
+    },
+    /// Which epochs groups that are no more have used.
+    Epochs {
+        /// `None`: none.
+        value: Option<EpochsValue>,
     },
 }
 
@@ -179,6 +188,14 @@ pub struct OffsetValue {
     pub commit_time_ms: Timestamp,
 }
 
+/// Which epochs groups of the shard that are no more have used: a group that begins, perhaps under the name of one of
+/// them, begins behind them, so that what a member of the earlier one says is not taken for the later one's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct EpochsValue {
+    /// The highest of them.
+    pub used: GroupEpoch,
+}
+
 /// A record that is not one of a shard.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
@@ -190,7 +207,7 @@ pub enum RecordError {
     NotText,
     /// An unknown kind, or the wrong number of parts.
     #[error(
-        "the key {key:?} is none of group:G, topics:G, member:G:M, target:G:M, assignment:G:M, offset:G:T:P"
+        "the key {key:?} is none of group:G, topics:G, member:G:M, target:G:M, assignment:G:M, offset:G:T:P, epochs"
     )]
     Key {
         /// The key, shortened.
@@ -262,15 +279,16 @@ fn name<T: FromStr<Err = InvalidName>>(key: &str, part: &str) -> Result<T, Recor
 }
 
 impl GroupRecord {
-    /// The group that the record belongs to.
-    pub fn group(&self) -> &GroupName {
+    /// The group that the record belongs to; `None`: it is the shard's own.
+    pub fn group(&self) -> Option<&GroupName> {
         match self {
             Self::Group { group, .. }
             | Self::Topics { group, .. }
             | Self::Member { group, .. }
             | Self::Target { group, .. }
             | Self::Assignment { group, .. }
-            | Self::Offset { group, .. } => group,
+            | Self::Offset { group, .. } => Some(group),
+            Self::Epochs { .. } => None,
         }
     }
 
@@ -283,6 +301,7 @@ impl GroupRecord {
             Self::Target { group, member, .. } => format!("target:{group}:{member}"),
             Self::Assignment { group, member, .. } => format!("assignment:{group}:{member}"),
             Self::Offset { group, topic, partition, .. } => format!("offset:{group}:{topic}:{partition}"),
+            Self::Epochs { .. } => EPOCHS_KEY.to_owned(),
         }
     }
 
@@ -295,6 +314,7 @@ impl GroupRecord {
             Self::Target { value, .. } => value.as_ref().map(to_json),
             Self::Assignment { value, .. } => value.as_ref().map(to_json),
             Self::Offset { value, .. } => value.as_ref().map(to_json),
+            Self::Epochs { value } => value.as_ref().map(to_json),
         };
         (self.key().into_bytes(), value)
     }
@@ -306,6 +326,9 @@ impl GroupRecord {
     pub fn decode(key: Option<&[u8]>, value: Option<&[u8]>) -> Result<Self, RecordError> {
         let key = std::str::from_utf8(key.ok_or(RecordError::NoKey)?).map_err(|_| RecordError::NotText)?;
         let unknown = || RecordError::Key { key: shown(key) };
+        if key == EPOCHS_KEY {
+            return Ok(Self::Epochs { value: from_json(key, value)? });
+        }
         let (kind, rest) = key.split_once(':').ok_or_else(unknown)?;
         // A part too many stays in the last part, where the colon is not allowed.
         let two = || rest.split_once(':').ok_or_else(unknown);

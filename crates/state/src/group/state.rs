@@ -37,6 +37,8 @@ pub trait Topics {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Groups {
     pub(super) groups: BTreeMap<GroupName, Group>,
+    /// The highest epoch of groups that are no more.
+    pub(super) epochs_used: GroupEpoch,
 }
 
 /// One group: the latest value of each key, and look-ups that follow from them.
@@ -141,6 +143,20 @@ impl Group {
         self.meta.is_none() && self.topics.is_empty() && self.members.is_empty() && self.offsets.is_empty()
     }
 
+    fn replay(&mut self, record: GroupRecord) {
+        match record {
+            GroupRecord::Group { value, .. } => self.meta = value,
+            GroupRecord::Topics { value, .. } => {
+                self.topics = value.map(|value| value.topics).unwrap_or_default();
+            }
+            GroupRecord::Member { member, value, .. } => self.set_member(member, value),
+            GroupRecord::Target { member, value, .. } => self.set_target(member, value),
+            GroupRecord::Assignment { member, value, .. } => self.set_assignment(member, value),
+            GroupRecord::Offset { topic, partition, value, .. } => self.set_offset(topic, partition, value),
+            GroupRecord::Epochs { .. } => {}
+        }
+    }
+
     fn set_member(&mut self, id: MemberId, value: Option<MemberValue>) {
         let member = self.members.entry(id.clone()).or_default();
         if let Some(before) = member.value.as_ref().and_then(|value| value.instance_id.as_ref())
@@ -208,33 +224,11 @@ impl Groups {
     /// record in any order. What it makes of records depends on the latest of each key alone, as long as they
     /// come in the order in which they were written, so it does not matter what compaction has taken.
     pub fn replay(&mut self, record: GroupRecord) {
-        let group = self.groups.entry(record.group().clone()).or_default();
-        let name = match record {
-            GroupRecord::Group { group: name, value } => {
-                group.meta = value;
-                name
-            }
-            GroupRecord::Topics { group: name, value } => {
-                group.topics = value.map(|value| value.topics).unwrap_or_default();
-                name
-            }
-            GroupRecord::Member { group: name, member, value } => {
-                group.set_member(member, value);
-                name
-            }
-            GroupRecord::Target { group: name, member, value } => {
-                group.set_target(member, value);
-                name
-            }
-            GroupRecord::Assignment { group: name, member, value } => {
-                group.set_assignment(member, value);
-                name
-            }
-            GroupRecord::Offset { group: name, topic, partition, value } => {
-                group.set_offset(topic, partition, value);
-                name
-            }
-        };
+        if let GroupRecord::Epochs { value } = &record {
+            self.epochs_used = value.unwrap_or_default().used;
+        }
+        let Some(name) = record.group().cloned() else { return };
+        self.groups.entry(name.clone()).or_default().replay(record);
         if let Entry::Occupied(group) = self.groups.entry(name)
             && group.get().is_nothing()
         {

@@ -376,6 +376,8 @@ impl World {
 /// somebody who has nothing to give back.
 fn check_state(groups: &Groups) {
     let Ok(described) = groups.describe(&group()) else { return };
+    let kept = !described.members.is_empty() || groups.groups[&group()].offset_count > 0;
+    assert!(kept, "a group without members and offsets stays");
     let (mut holders, mut targets) = (BTreeMap::new(), BTreeMap::new());
     for one in &described.members {
         assert!(one.epoch <= described.summary.epoch);

@@ -2,8 +2,11 @@
 
 use rimstone_types::{GroupEpoch, PartitionIndex};
 
-use super::common::{TestTopics, apply, at, group, join, lines, member, places, topic};
-use crate::group::{Assignor, FencedBecause, GroupError, Groups, Join, Joined, Removal};
+use super::common::{TestTopics, apply, at, group, join, lines, member, offset, places, topic};
+use crate::group::{
+    Assignor, Commit, CommitOffset, Committer, FencedBecause, GroupError, GroupRecord, GroupValue, Groups,
+    Import, ImportOffset, ImportTo, Join, Joined, Removal,
+};
 
 /// A group under test.
 #[derive(Debug, Clone, Default)]
@@ -37,6 +40,15 @@ impl Case {
     fn remove(&mut self, id: &str, why: Removal) -> (Vec<String>, bool) {
         let decision = self.groups.remove_member(&group(), &member(id), why, &self.topics);
         apply(&mut self.groups, decision)
+    }
+
+    /// Commits with a member's epoch, beside its session.
+    fn commit(&mut self, id: &str, epoch: u32, places: &[&str]) {
+        let id = member(id);
+        let offsets = places.iter().map(|place| offset(&self.topics, place, 1)).collect();
+        let by = Committer::Member(&id, GroupEpoch(epoch));
+        let decision = self.groups.commit(Commit { group: &group(), by, offsets }, at(2)).expect("it may");
+        assert!(apply(&mut self.groups, decision).1.iter().all(Result::is_ok));
     }
 
     fn topics_changed(&mut self) -> Vec<String> {
@@ -279,11 +291,98 @@ fn leaving_frees_at_once_and_only_once() {
     assert!(case.remove("a", Removal::Leave { for_good: false }).1, "not a static member");
     case.is(&["epoch 3", "b @3 [t:0,1,2,3]"]);
     assert_eq!(case.remove("a", Removal::SessionTimeout), (vec![], false));
+    case.commit("b", 3, &["t:0"]);
     let (records, _) = case.remove("b", Removal::SessionTimeout);
     assert_eq!(records, ["group:g", "topics:g", "member:g:b", "target:g:b", "assignment:g:b"]);
     case.is(&["epoch 4"]);
     // The epochs go on.
     assert_eq!(case.join(&join("a", &["t"])).1.epoch, GroupEpoch(5));
+}
+
+const FORGOTTEN: [&str; 6] = ["member:g:b", "target:g:b", "assignment:g:b", "topics:g", "group:g", "epochs"];
+
+#[test]
+fn a_group_that_never_committed_goes_with_its_last_member_and_its_epochs_do_not_come_again() {
+    for why in [Removal::Leave { for_good: false }, Removal::SessionTimeout, Removal::PollTimeout] {
+        let mut case = two_members();
+        case.remove("a", why);
+        assert!(case.groups.contains(&group()), "somebody is in it");
+        assert_eq!(case.remove("b", why), (FORGOTTEN.map(str::to_owned).to_vec(), true));
+        assert!(!case.groups.contains(&group()), "{why:?}");
+        assert_eq!(case.groups.outdated(&case.topics), []);
+        // Whoever was in the earlier one is nobody in the later one, under whichever epoch.
+        assert_eq!(case.join(&join("a", &["t"])).1.epoch, GroupEpoch(4));
+        for epoch in 1..=3 {
+            let because = FencedBecause::StaleEpoch { given: GroupEpoch(epoch), current: GroupEpoch(4) };
+            assert_eq!(case.join_error(&join("a", &["t"]).back(epoch, &[])), fenced("a", because));
+        }
+        // So it is for another group of the shard, and after a deletion.
+        let other = Join { group: "other".parse().unwrap(), ..join("a", &["t"]) };
+        assert_eq!(case.join(&other).1.epoch, GroupEpoch(4));
+        case.commit("a", 4, &["t:0"]);
+        case.remove("a", why);
+        let decision = case.groups.delete_group(&group()).expect("nobody is in it");
+        apply(&mut case.groups, decision);
+        assert_eq!(case.join(&join("a", &["t"])).1.epoch, GroupEpoch(6));
+    }
+}
+
+#[test]
+fn a_static_member_keeps_its_group_until_its_session_is_over() {
+    let mut case = Case::new(&[("t", 1)]);
+    case.join(&join("a", &["t"]).instance("i"));
+    assert_eq!(case.remove("a", Removal::Leave { for_good: false }), (vec![], false));
+    assert!(case.groups.contains(&group()));
+    case.remove("a", Removal::SessionTimeout);
+    assert!(!case.groups.contains(&group()));
+}
+
+#[test]
+fn a_group_that_nobody_is_in_goes_with_its_last_offset() {
+    let empty = || {
+        let mut case = Case::new(&[("t", 1), ("u", 1)]);
+        case.join(&join("a", &["t", "u"]));
+        case.commit("a", 1, &["t:0", "u:0"]);
+        case.remove("a", Removal::Leave { for_good: false });
+        case.is(&["epoch 2"]);
+        case
+    };
+    // Their topics are deleted.
+    let mut case = empty();
+    case.topics.delete("t");
+    assert_eq!(case.topics_changed(), ["offset:g:t:0"]);
+    assert!(case.groups.contains(&group()), "an offset keeps it");
+    case.topics.delete("u");
+    assert_eq!(case.groups.outdated(&case.topics), [group()]);
+    assert_eq!(case.topics_changed(), ["group:g", "epochs", "offset:g:u:0"]);
+    assert!(!case.groups.contains(&group()));
+    // They are taken away, by a commit or by an import.
+    let mut case = empty();
+    let (group_of, topics) = (group(), case.topics.clone());
+    let taken = |name: &str| CommitOffset { offset: None, ..offset(&topics, name, 0) };
+    let by = Committer::Outside;
+    let commit = Commit { group: &group_of, by, offsets: vec![taken("t:0"), taken("u:0")] };
+    let decision = case.groups.commit(commit, at(2)).expect("nobody is in it");
+    assert_eq!(apply(&mut case.groups, decision).0, ["offset:g:t:0", "offset:g:u:0", "group:g", "epochs"]);
+    assert_eq!(case.groups.names().count(), 0);
+    let mut case = empty();
+    let none = |name: &str| ImportOffset { topic: topic(name), partition: PartitionIndex(0), value: None };
+    let offsets = vec![none("t"), none("u")];
+    let import = Import { group: &group_of, to: ImportTo::NoMembers, offsets };
+    let decision = case.groups.import_offsets(import).expect("nobody is in it");
+    assert_eq!(apply(&mut case.groups, decision).0, ["offset:g:t:0", "offset:g:u:0", "group:g", "epochs"]);
+    assert_eq!(case.groups.names().count(), 0);
+}
+
+#[test]
+fn what_a_server_that_let_such_groups_stay_has_left_goes_after_loading() {
+    let mut case = Case::new(&[("t", 1)]);
+    let value = GroupValue { epoch: GroupEpoch(7), assignor: Assignor::default() };
+    case.groups.replay(GroupRecord::Group { group: group(), value: Some(value) });
+    assert_eq!(case.groups.outdated(&case.topics), [group()]);
+    assert_eq!(case.topics_changed(), ["group:g", "epochs"]);
+    assert!(!case.groups.contains(&group()));
+    assert_eq!(case.join(&join("a", &["t"])).1.epoch, GroupEpoch(8));
 }
 
 #[test]
@@ -424,8 +523,14 @@ fn a_group_whose_epochs_are_used_up_takes_nobody_in_and_lets_everybody_go() {
     case.confirm("a", 1, &["t:1"]);
     let mut value = case.groups.groups[&group()].meta.clone().unwrap();
     value.epoch = GroupEpoch(u32::MAX);
-    case.groups.replay(crate::group::GroupRecord::Group { group: group(), value: Some(value) });
+    case.groups.replay(GroupRecord::Group { group: group(), value: Some(value) });
     assert_eq!(case.join_error(&join("c", &["t"])), GroupError::EpochsUsedUp { group: group() });
     case.remove("a", Removal::SessionTimeout);
     case.is(&["epoch 4294967295", "b @4294967295 [t:0,1]"]);
+    // A group that began under this name would have no epoch to begin with: it stays, until it is deleted.
+    case.remove("b", Removal::SessionTimeout);
+    case.is(&["epoch 4294967295"]);
+    let decision = case.groups.delete_group(&group()).expect("nobody is in it");
+    apply(&mut case.groups, decision);
+    assert_eq!(case.join(&join("a", &["t"])).1.epoch, GroupEpoch(1));
 }

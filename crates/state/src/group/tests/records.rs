@@ -6,8 +6,8 @@ use rimstone_types::{GroupEpoch, Offset, PartitionIndex, Timestamp, TopicId};
 use uuid::Uuid;
 
 use crate::group::{
-    AssignmentValue, Assignor, GroupRecord, GroupValue, MemberValue, OffsetValue, Partitions, TargetValue,
-    TopicCount, TopicsValue,
+    AssignmentValue, Assignor, EpochsValue, GroupRecord, GroupValue, MemberValue, OffsetValue, Partitions,
+    TargetValue, TopicCount, TopicsValue,
 };
 
 fn examples() -> Vec<GroupRecord> {
@@ -71,6 +71,7 @@ fn examples() -> Vec<GroupRecord> {
                 commit_time_ms: Timestamp(-1),
             }),
         },
+        GroupRecord::Epochs { value: Some(EpochsValue { used: GroupEpoch(9) }) },
     ];
     values.into_iter().flat_map(|record| [record.clone(), without_value(record)]).collect()
 }
@@ -83,6 +84,7 @@ fn without_value(mut record: GroupRecord) -> GroupRecord {
         GroupRecord::Target { value, .. } => *value = None,
         GroupRecord::Assignment { value, .. } => *value = None,
         GroupRecord::Offset { value, .. } => *value = None,
+        GroupRecord::Epochs { value } => *value = None,
     }
     record
 }
@@ -120,6 +122,7 @@ fn the_form_is_fixed() {
             format!(
                 r#"offset:g:t:3 {{"v":1,"topic_id":"{id}","offset":9223372036854775807,"leader_epoch":null,"metadata":"ä\n","commit_time_ms":-1}}"#
             ),
+            r#"epochs {"v":1,"used":9}"#.to_owned(),
         ]
     );
 }
