@@ -102,8 +102,26 @@ pub struct PlannedMove {
     pub bytes: u64,
     /// Records that will not be read.
     pub skipped: u64,
-    /// Offsets below log start that were asked for.
+    /// Offsets below log start that were asked for; 0 for a time.
     pub gone: u64,
+    /// For a time: retention may have taken records that were asked for. Nothing older than the time is left below
+    /// the first record, and log start has moved; what there was, nobody knows.
+    pub may_be_gone: bool,
+}
+
+impl PlannedPartition {
+    /// The offset that is to be another than before; `None`: nothing is.
+    pub(crate) fn moved_to(&self) -> Option<Offset> {
+        let new = self.planned.as_ref().ok().and_then(|planned| planned.new);
+        new.filter(|_| new != self.old)
+    }
+}
+
+impl ReplayPlan {
+    /// Partitions whose offset is to be another than before.
+    pub(crate) fn moved(&self) -> usize {
+        self.partitions.iter().filter_map(PlannedPartition::moved_to).count()
+    }
 }
 
 impl Broker {
@@ -151,7 +169,7 @@ impl Inner {
                 Ok(()) => {
                     let (group, into) = (&spec.group, spec.clone_to.as_ref());
                     let plan = planned.plan;
-                    let moved = plan.partitions.len();
+                    let moved = plan.moved();
                     tracing::info!(%group, into = into.map(GroupName::as_str), moved, records = plan.records, "replay");
                     return Ok(plan);
                 }
@@ -172,8 +190,7 @@ fn importing(spec: &ReplaySpec, planned: &Planned) -> Importing {
         offsets.extend(along.map(|kept| ((kept.topic.clone(), kept.partition), kept.value.clone())));
     }
     for row in &planned.plan.partitions {
-        let new = row.planned.as_ref().ok().and_then(|planned| planned.new);
-        let Some(offset) = new.filter(|_| new != row.old) else { continue };
+        let Some(offset) = row.moved_to() else { continue };
         let topic_id = planned.topics[&row.topic].id;
         let value = OffsetValue {
             topic_id,

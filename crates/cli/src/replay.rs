@@ -207,7 +207,17 @@ fn print(plan: &ReplayPlan, json: bool, done: bool) -> Outcome {
         0 => String::new(),
         gone => format!("; retention has taken {} that were asked for", count(gone, "offset")),
     };
-    line(format!("\nreads {} again, {}{gone}", count(plan.records, "record"), plan.bytes))?;
+    let uncertain = plan.partitions.iter().filter(|planned| planned.may_be_gone).count() as u64;
+    let uncertain = match uncertain {
+        0 => String::new(),
+        some => {
+            format!(
+                "; retention may have taken records of that time (GONE ?) in {}",
+                count(some, "partition")
+            )
+        }
+    };
+    line(format!("\nreads {} again, {}{gone}{uncertain}", count(plan.records, "record"), plan.bytes))?;
     if !done {
         line(format!("plan {}", plan.fingerprint))?;
     }
@@ -224,7 +234,7 @@ fn row(planned: &PlannedPartition) -> [String; 8] {
         planned.records.to_string(),
         planned.bytes.get().to_string(),
         planned.skipped.to_string(),
-        planned.gone.to_string(),
+        if planned.may_be_gone { "?".to_owned() } else { planned.gone.to_string() },
     ]
 }
 
@@ -241,6 +251,7 @@ fn as_json(plan: &ReplayPlan, done: bool) -> Value {
             "bytes": planned.bytes.get(),
             "skipped": planned.skipped,
             "gone": planned.gone,
+            "may_be_gone": planned.may_be_gone,
             "error": planned.error.as_ref().map(ToString::to_string),
         })
     });

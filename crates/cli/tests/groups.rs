@@ -250,6 +250,7 @@ fn a_replay_is_planned_shown_and_done_only_when_told_to() {
     let rows = cells(&plan);
     assert_eq!(rows[1][..5], ["visits", "1", "10", "5", "5"], "{plan}");
     assert!(plan.contains("reads 15 records again"), "{plan}");
+    assert!(!plan.contains('?'), "older records are left: {plan}");
     let fingerprint = plan.lines().find_map(|line| line.strip_prefix("plan ")).unwrap();
 
     let (code, out, err) = server.run(&[&["replay", "run"], &arguments[..]].concat());
@@ -267,6 +268,12 @@ fn a_replay_is_planned_shown_and_done_only_when_told_to() {
     let gone =
         json(&server.ok(&["replay", "plan", "billing", "--shift", "-5", "--partition", "0", "--json"]));
     assert_eq!((&gone["partitions"][0]["gone"], &gone["gone"]), (&3.into(), &3.into()), "{gone}");
+    let long_ago = ["replay", "plan", "billing", "--to-time", "2000-01-01T00:00:00Z"];
+    let plan = server.ok(&long_ago);
+    assert_eq!(cells(&plan).iter().take(3).map(|row| &*row[7]).collect::<Vec<_>>(), ["?", "0", "0"]);
+    assert!(plan.contains("retention may have taken records of that time (GONE ?) in 1 partition"), "{plan}");
+    let plan = json(&server.ok(&[&long_ago[..], &["--json"]].concat()));
+    assert_eq!((&plan["partitions"][0]["may_be_gone"], &plan["gone"]), (&true.into(), &0.into()), "{plan}");
     let each = ["replay", "run", "billing", "--topic", "visits", "--to-offset", "1=2,2=7", "--execute", "-q"];
     server.ok(&each);
     assert_eq!(offsets(&server, "billing"), [Some(5), Some(2), Some(7)]);

@@ -79,8 +79,11 @@ pub struct PlannedPartition {
     pub bytes: ByteCount,
     /// Records between the old and a later new offset: they will not be read.
     pub skipped: u64,
-    /// Offsets asked for that retention has taken.
+    /// Offsets asked for that retention has taken; 0 for a time.
     pub gone: u64,
+    /// For a time: nothing older is left before the first record there, so retention may have taken records that
+    /// were asked for.
+    pub may_be_gone: bool,
     /// Why this partition cannot be replayed.
     pub error: Option<ClientError>,
 }
@@ -176,6 +179,7 @@ fn partition(message: v1::PlannedPartition) -> Result<PlannedPartition, ClientEr
         bytes: ByteCount(message.bytes),
         skipped: message.records_skipped,
         gone: message.offsets_gone,
+        may_be_gone: message.records_may_be_gone,
         error: message.error.map(ClientError::from),
     })
 }

@@ -91,16 +91,19 @@ fn planned_partition(row: PlannedPartition) -> v1::PlannedPartition {
         ..Default::default()
     };
     match row.planned {
-        Ok(PlannedMove { new, log_start, end, records, bytes, skipped, gone }) => v1::PlannedPartition {
-            new_offset: new.map(Offset::get),
-            log_start_offset: log_start.get(),
-            log_end_offset: end.get(),
-            records,
-            bytes,
-            records_skipped: skipped,
-            offsets_gone: gone,
-            ..answer
-        },
+        Ok(PlannedMove { new, log_start, end, records, bytes, skipped, gone, may_be_gone }) => {
+            v1::PlannedPartition {
+                new_offset: new.map(Offset::get),
+                log_start_offset: log_start.get(),
+                log_end_offset: end.get(),
+                records,
+                bytes,
+                records_skipped: skipped,
+                offsets_gone: gone,
+                records_may_be_gone: may_be_gone,
+                ..answer
+            }
+        }
         Err(why) => v1::PlannedPartition {
             error: Some(partition_refusal(&*why, &row.topic, row.partition).into_item()),
             ..answer

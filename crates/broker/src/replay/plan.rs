@@ -231,8 +231,21 @@ async fn plan(
         bytes: again.bytes.get(),
         skipped: skipped.records,
         gone: moved.gone,
+        may_be_gone: matches!(wanted, Wanted::Time(_)) && is_older_gone(store, moved.to, start, end).await?,
     };
     Ok((planned, aim))
+}
+
+/// Whether records that a time asks for may have lain below log start: something was taken, and no record is left
+/// before the one that the time leads to, or (`None`, it leads to none) no record at all. With an older record before
+/// it nothing is missing by append time, which never goes back; a create time may have gone back there too.
+async fn is_older_gone(
+    store: &dyn PartitionStore,
+    to: Option<Offset>,
+    start: Offset,
+    end: Offset,
+) -> Result<bool, ReadError> {
+    Ok(start > Offset::ZERO && count(store, (start, to.unwrap_or(end))).await?.records == 0)
 }
 
 async fn count(store: &dyn PartitionStore, (from, to): Span) -> Result<RecordCount, ReadError> {

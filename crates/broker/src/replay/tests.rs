@@ -147,6 +147,40 @@ async fn a_plan_says_what_would_be_and_changes_nothing() {
 }
 
 #[tokio::test]
+async fn a_time_before_the_first_record_there_says_that_some_may_be_gone() {
+    let fixture = ten_records_each().await;
+    let began = fixture.clock.now().saturating_sub(Duration::from_secs(10));
+    let after = |seconds: i64| ReplayTo::Time(Timestamp(began.as_millis() + seconds * 1000));
+    let may_be_gone = async |to: ReplayTo| {
+        let planned = plan(&fixture.broker, &spec("g", to)).await;
+        let flag = |row: &PlannedPartition| row.planned.as_ref().expect("it can be planned").may_be_gone;
+        planned.partitions.iter().map(flag).collect::<Vec<_>>()
+    };
+    // Two records of the first partition were taken, of the first two seconds; nobody knows that any more.
+    assert_eq!(may_be_gone(after(1)).await, [true, false, false]);
+    assert_eq!(may_be_gone(after(2)).await, [true, false, false]);
+    // An older one is left: whatever was taken was older still.
+    assert_eq!(may_be_gone(after(3)).await, [false; 3]);
+    assert_eq!(may_be_gone(after(60)).await, [false; 3], "there is none, and older ones are there");
+    // Other aims know what is gone.
+    assert_eq!(may_be_gone(ReplayTo::Offset(offset(1))).await, [false; 3]);
+    // Nothing is left at all.
+    let all = [(PartitionIndex(0), offset(10))].into();
+    fixture.broker.delete_records(&name("t"), all).await.expect("it is in the log");
+    assert_eq!(may_be_gone(after(60)).await, [true, false, false]);
+}
+
+#[tokio::test]
+async fn only_offsets_that_change_count_as_moved() {
+    let fixture = ten_records_each().await;
+    let mut counts = Vec::new();
+    for to in [ReplayTo::Earliest, ReplayTo::Earliest, ReplayTo::Offset(offset(2)), ReplayTo::Shift(0)] {
+        counts.push(start(&fixture.broker, &spec("g", to), "").await.expect("it is done").moved());
+    }
+    assert_eq!(counts, [3, 0, 2, 0], "the first partition begins at 2");
+}
+
+#[tokio::test]
 async fn what_makes_no_sense_is_refused() {
     let fixture = ten_records_each().await;
     let broker = &fixture.broker;
