@@ -29,7 +29,11 @@ partitions, its seconds are those of the partition that is furthest behind. Wher
 told, it ends with 1.")]
 pub(crate) struct LagCommand {
     /// Only these groups [default: all]
+    #[arg(value_name = "GROUP")]
     groups: Vec<String>,
+    /// Only this group, as other commands name one; may be repeated
+    #[arg(long = "group", value_name = "GROUP")]
+    named: Vec<String>,
     /// Only this topic; may be repeated
     #[arg(long = "topic", value_name = "TOPIC")]
     topics: Vec<String>,
@@ -98,7 +102,7 @@ impl LagCommand {
     }
 
     async fn ask(&self, connection: &Connection) -> Result<Lag, ClientError> {
-        let groups: Vec<_> = self.groups.iter().map(String::as_str).collect();
+        let groups: Vec<_> = self.groups.iter().chain(&self.named).map(String::as_str).collect();
         let topics: Vec<_> = self.topics.iter().map(String::as_str).collect();
         let lag = lag(connection, &groups, &topics).await?;
         // A name that is mistyped must not look like a group without lag.

@@ -88,6 +88,31 @@ fn a_group_works_off_what_is_there_and_goes_on_where_it_was() {
 }
 
 #[test]
+fn where_no_record_is_nobody_has_to_say_where_to_begin() {
+    let (_directory, server) = started();
+    server.ok(&["topic", "create", "empty", "--partitions", "2"]);
+    let consume = ["consume", "empty", "--group", "early", "--until-caught-up", "-q"];
+    assert_eq!(server.run(&consume), (0, String::new(), String::new()));
+    // Records in one of its partitions: now there is a choice, also where the other one is still empty.
+    server.ok_with_input(&["produce", "empty", "--partition", "1"], "new\n");
+    let (code, _, err) = server.run(&consume);
+    assert!(code == 1 && err.contains("--start earliest"), "{code} {err}");
+    // It never committed: nothing of it is left.
+    let (code, _, err) = server.run(&["lag", "--group", "early"]);
+    assert!(code != 0 && err.contains("early"), "{code} {err}");
+    assert_eq!(json(&server.ok(&["group", "list", "--json"])), Value::Array(Vec::new()));
+
+    server.ok(&["group", "commit", "billing", "visits", "--at", "earliest"]);
+    server.ok(&["group", "commit", "other", "visits", "--at", "earliest"]);
+    let by_place = server.ok(&["lag", "billing", "--by-topic"]);
+    let by_name = server.ok(&["lag", "--group", "billing", "--by-topic"]);
+    let rows = |text: &str| cells(text).into_iter().map(|row| row[..3].to_vec()).collect::<Vec<_>>();
+    assert_eq!(rows(&by_name), rows(&by_place));
+    assert_eq!(rows(&by_name).len(), 1, "{by_name}");
+    assert_eq!(rows(&server.ok(&["lag", "other", "--group", "billing", "--by-topic"])).len(), 2);
+}
+
+#[test]
 fn two_members_share_and_one_takes_over_when_the_other_leaves() {
     let (_directory, server) = started();
     let (first, mut out) = member(&server, &["--group", "pair", "--member-id", "a", "--client-id", "one"]);

@@ -203,6 +203,8 @@ impl Cursor {
         let at = match (wanted, reading.policy) {
             (Some(at), _) if start <= at && at <= end => at,
             (_, StartPolicy::Earliest) => start,
+            // Nothing is there to be read or left out: earliest and latest are the same place.
+            (None, StartPolicy::Error) if start == end => start,
             (_, StartPolicy::Latest) => {
                 self.next = None;
                 return Ok(Placed::ByLatest);

@@ -72,7 +72,7 @@ pub(crate) struct InGroup {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum StartChoice {
-    /// End with an error that names the choice
+    /// End with an error that names the choice (but begin where there is no record yet)
     Error,
     /// The first record there is
     Earliest,

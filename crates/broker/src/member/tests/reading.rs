@@ -45,6 +45,33 @@ async fn reading_begins_where_the_commit_or_the_policy_says() {
 }
 
 #[tokio::test]
+async fn where_there_is_nothing_there_is_nothing_to_choose() {
+    let fixture = Fixture::new().await;
+    fixture.topic("t", 3).await;
+    for partition in [0, 2] {
+        fixture.put("t", partition, &["a", "b"]).await;
+    }
+    let all = [(PartitionIndex(2), at(2))].into();
+    fixture.broker.delete_records(&name("t"), all).await.expect("it is in the log");
+    let asking = JoinRequest { start: StartPolicy::Error, ..joining("m") };
+    let mut session = fixture.join(asking.clone()).await;
+    assert_eq!(started(event(&mut session).await), [(0, None), (1, Some(0)), (2, Some(2))].into());
+    let (partition, error) = problem(event(&mut session).await);
+    assert_eq!((partition, error.reason()), (0, Reason::StartPositionNeeded));
+    quiet(&mut session).await;
+    fixture.put("t", 1, &["x"]).await;
+    assert_eq!(values(&records(event(&mut session).await)), ["x"], "it is not skipped");
+    // What is taken before it is read is another matter: there was a place.
+    commit(&mut session, 1, 1, 0);
+    committed(event(&mut session).await).1.expect("it is its own");
+    session.leave(false).await.1.unwrap();
+    let all = [(PartitionIndex(1), at(1))].into();
+    fixture.broker.delete_records(&name("t"), all).await.expect("it is in the log");
+    let mut session = fixture.join(asking).await;
+    assert_eq!(started(event(&mut session).await), [(0, None), (1, None), (2, Some(2))].into());
+}
+
+#[tokio::test]
 async fn seeks_are_told_apart_from_what_was_under_way() {
     let fixture = Fixture::new().await;
     fixture.topic("t", 1).await;
