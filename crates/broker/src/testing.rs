@@ -460,6 +460,11 @@ impl Fixture {
         topic.partition(PartitionIndex(partition)).expect("it is open").ends()
     }
 
+    /// The ends of any partition.
+    pub(crate) fn ends_of(&self, id: PartitionId) -> LogEnds {
+        self.store.partitions.lock().get(&id).expect("it is open").ends()
+    }
+
     /// A value that comes in right behind the next read of a partition.
     pub(crate) fn put_after_read(&self, topic: &str, partition: u32, value: &str) {
         let bytes = encoded(None, &[value], Timestamp(0));

@@ -43,6 +43,9 @@ struct Entry {
 
 type Key = (GroupName, MemberId);
 
+/// A member whose time is up.
+pub(super) type Due = (MemberId, Overdue);
+
 /// A push that is to be parked.
 pub(super) type Push = Box<dyn FnOnce() + Send>;
 
@@ -182,21 +185,34 @@ impl Members {
         self.looks.first().map(|(at, _)| *at)
     }
 
-    /// Whose time is up, at most `most` of them. They are looked at again after `again`, should they stay.
-    pub(super) fn overdue(&mut self, most: usize, again: Duration) -> Vec<(GroupName, MemberId, Overdue)> {
+    /// Whose time is up, by group: all of a group's, of as many groups as make `most` members or more. They are
+    /// looked at again after `again`, should they stay.
+    pub(super) fn overdue(&mut self, most: usize, again: Duration) -> Vec<(GroupName, Vec<Due>)> {
         let now = Instant::now();
-        let mut overdue = Vec::new();
-        while overdue.len() < most && self.next_look().is_some_and(|at| at <= now) {
-            let Some((_, (group, member))) = self.looks.pop_first() else { break };
-            let entry = self.groups.get_mut(&group).and_then(|members| members.get_mut(&member));
-            let Some(entry) = entry else { continue };
-            let (deadline, which) = entry.pulse.deadline();
-            let is_overdue = deadline <= now;
-            entry.look_at = if is_overdue { now + again } else { entry.pulse.look_at() };
-            self.looks.insert((entry.look_at, (group.clone(), member.clone())));
-            if is_overdue {
-                overdue.push((group, member, which));
+        let (mut overdue, mut count) = (Vec::new(), 0);
+        while count < most && self.next_look().is_some_and(|at| at <= now) {
+            let Some((at, (group, member))) = self.looks.pop_first() else { break };
+            let Some(members) = self.groups.get_mut(&group) else { continue };
+            let Some(entry) = members.get_mut(&member) else { continue };
+            if entry.pulse.deadline().0 > now {
+                entry.look_at = entry.pulse.look_at();
+                self.looks.insert((entry.look_at, (group, member)));
+                continue;
             }
+            self.looks.insert((at, (group.clone(), member)));
+            let mut due = Vec::new();
+            for (member, entry) in members {
+                let (deadline, which) = entry.pulse.deadline();
+                if deadline <= now {
+                    let key = (group.clone(), member.clone());
+                    self.looks.remove(&(entry.look_at, key.clone()));
+                    entry.look_at = now + again;
+                    self.looks.insert((entry.look_at, key));
+                    due.push((member.clone(), which));
+                }
+            }
+            count += due.len();
+            overdue.push((group, due));
         }
         overdue
     }

@@ -16,7 +16,7 @@ use tokio::{
 
 use super::{
     Command, Joining, Lost, Now, Overdue, SessionStart, SessionUpdate,
-    members::Members,
+    members::{Due, Members},
     outward::{InFlight, Outward, deliver, lose, oldest},
     shard_log::{EncodedRecords, Gathered, ShardLog},
     table,
@@ -42,6 +42,10 @@ const SUBMIT_WAIT_MAX: Duration = Duration::from_secs(10);
 const SUBMIT_PAUSE: Duration = Duration::from_millis(20);
 /// Time-outs that could not be decided, because nothing can be written, are looked at again after this long.
 const OVERDUE_PAUSE: Duration = Duration::from_secs(1);
+
+/// After memberships have timed out, the next are looked at after this long: members that die together were last
+/// heard of at different moments, and each decision is a target over all that stay. Far below any session time-out.
+const EXPIRE_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why a shard serves no more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,6 +99,8 @@ pub(crate) struct Shard {
     topics_due: bool,
     /// They could not be told, because nothing can be written: tell them then.
     topics_again: Option<Instant>,
+    /// When memberships timed out last.
+    expired_at: Option<Instant>,
 }
 
 impl Shard {
@@ -121,6 +127,7 @@ impl Shard {
             failed: None,
             topics_due: true,
             topics_again: None,
+            expired_at: None,
         }
     }
 
@@ -152,7 +159,7 @@ impl Shard {
                 self.tell_topics();
                 continue;
             }
-            let look = self.members.next_look().into_iter().chain(self.topics_again).min();
+            let look = self.next_look();
             tokio::select! {
                 biased;
                 resolved = oldest(&mut self.in_flight) => self.settle(resolved.map(|_| ())),
@@ -397,23 +404,40 @@ impl Shard {
         if self.topics_again.is_some_and(|at| at <= Instant::now()) {
             (self.topics_due, self.topics_again) = (true, None);
         }
-        for (group, member, which) in self.members.overdue(DRAIN_MAX, OVERDUE_PAUSE) {
-            let (removal, why) = match which {
-                Overdue::Session => (Removal::SessionTimeout, SessionFencedWhy::SessionTimeout),
-                Overdue::Poll => (Removal::PollTimeout, SessionFencedWhy::PollTimeout),
-            };
-            let decision = self.groups.remove_member(&group, &member, removal, &self.inner.topics);
-            let ending = vec![(group.clone(), member.clone(), why)];
-            if self.apply_ending(decision, ending).is_err() {
-                // Nothing can be written: it is looked at again.
-                break;
-            }
-            tracing::info!(%group, %member, %why, "a member is removed");
-            if !self.submit_when_full() {
+        for (group, due) in self.members.overdue(DRAIN_MAX, OVERDUE_PAUSE) {
+            if !self.end_memberships(&group, &due) || !self.submit_when_full() {
                 break;
             }
         }
         self.submit();
+    }
+
+    /// Ends memberships whose time is up in one decision: each makes a target over all that stay. False: nothing
+    /// can be written, they are looked at again.
+    fn end_memberships(&mut self, group: &GroupName, due: &[Due]) -> bool {
+        let removal = |which: &Overdue| match which {
+            Overdue::Session => (Removal::SessionTimeout, SessionFencedWhy::SessionTimeout),
+            Overdue::Poll => (Removal::PollTimeout, SessionFencedWhy::PollTimeout),
+        };
+        let removed: Vec<_> = due.iter().map(|(member, which)| (member, removal(which).0)).collect();
+        let decision = self.groups.remove_members(group, &removed, &self.inner.topics);
+        let ending = due.iter().map(|(member, which)| (group.clone(), member.clone(), removal(which).1));
+        if self.apply_ending(decision, ending.collect()).is_err() {
+            return false;
+        }
+        for (member, which) in due {
+            let why = removal(which).1;
+            tracing::info!(%group, %member, %why, "a member is removed");
+        }
+        self.expired_at = Some(Instant::now());
+        true
+    }
+
+    /// When time-outs are to be looked at.
+    fn next_look(&self) -> Option<Instant> {
+        let soonest = self.expired_at.map(|at| at + EXPIRE_PAUSE);
+        let look = self.members.next_look().map(|at| soonest.map_or(at, |soonest| at.max(soonest)));
+        look.into_iter().chain(self.topics_again).min()
     }
 
     /// Lets the groups follow the topics as they are now.

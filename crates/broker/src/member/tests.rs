@@ -399,6 +399,37 @@ async fn a_silent_member_loses_its_partitions_and_a_beating_one_does_not() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn members_that_die_together_are_removed_together() {
+    let fixture = Fixture::new().await;
+    fixture.topic("t", 4).await;
+    let mut alive = fixture.join(joining("m")).await;
+    started(event(&mut alive).await);
+    for number in 0..300 {
+        let dies = fixture.join(joining(&format!("dies-{number}"))).await;
+        drop(dies);
+        // They were last heard of at different moments.
+        advance(Duration::from_micros(150)).await;
+    }
+    let described = async || fixture.broker.describe_group(&group("g")).await.unwrap().group;
+    let before = described().await.summary;
+    let end = || fixture.ends_of(shard()).durable.get();
+    assert_eq!(before.members, 301);
+    let (epoch, records) = (before.epoch.0, end());
+    for _ in 0..10 {
+        advance(Duration::from_secs(4)).await;
+        alive.heartbeat(true);
+    }
+    sleep(Duration::from_secs(6)).await;
+    let after = described().await.summary;
+    assert_eq!(after.members, 1);
+    let (epochs, records) = (after.epoch.0 - epoch, end() - records);
+    assert!(epochs <= 2, "{epochs} epochs");
+    assert!(records <= 300 * 3 + 10, "{records} records");
+    let text = fixture.broker.metrics_text();
+    assert!(text.contains("rimstone_group_fenced_total{reason=\"session_timeout\"} 300"), "{text}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_member_that_does_not_get_on_loses_its_partitions() {
     let fixture = Fixture::new().await;
     fixture.topic("t", 1).await;

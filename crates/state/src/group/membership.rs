@@ -224,18 +224,36 @@ impl Groups {
         why: Removal,
         topics: &dyn Topics,
     ) -> Decision<bool> {
-        let found = self.groups.get(name).and_then(|group| Some((group, group.member(id)?.1)));
-        let Some((group, value)) = found else { return Decision { records: Vec::new(), answer: false } };
-        if why == (Removal::Leave { for_good: false }) && value.instance_id.is_some() {
-            return Decision { records: Vec::new(), answer: false };
+        let Decision { records, answer } = self.remove_members(name, &[(id, why)], topics);
+        Decision { records, answer: answer > 0 }
+    }
+
+    /// The same for several of a group, as one: one epoch, one target, however many they are. The answer is how
+    /// many memberships end.
+    pub fn remove_members(
+        &self,
+        name: &GroupName,
+        members: &[(&MemberId, Removal)],
+        topics: &dyn Topics,
+    ) -> Decision<usize> {
+        let Some(group) = self.groups.get(name) else { return Decision { records: Vec::new(), answer: 0 } };
+        let ends = |(id, why): &&(&MemberId, Removal)| {
+            let value = group.member(id).map(|(_, value)| value);
+            value.is_some_and(|value| {
+                *why != (Removal::Leave { for_good: false }) || value.instance_id.is_none()
+            })
+        };
+        let removed: BTreeSet<_> = members.iter().filter(ends).map(|(id, _)| *id).collect();
+        if removed.is_empty() {
+            return Decision { records: Vec::new(), answer: 0 };
         }
-        if group.goes_with(group.live_count() - 1, group.offset_count) {
-            return Decision { records: self.forget(name, group), answer: true };
+        if group.goes_with(group.live_count() - removed.len(), group.offset_count) {
+            return Decision { records: self.forget(name, group), answer: removed.len() };
         }
-        let change = Change::new(name, group).without(Some(id));
+        let change = Change::new(name, group).without(removed.iter().copied());
         // With epochs used up the last one stays: nobody can join, so nobody can be mistaken for another.
         let epoch = group.epoch().next().unwrap_or(group.epoch());
-        Decision { records: change.to_epoch(epoch, topics).records, answer: true }
+        Decision { records: change.to_epoch(epoch, topics).records, answer: removed.len() }
     }
 
     /// The groups that topics have changed for: subscriptions find other topics or other numbers of

@@ -19,7 +19,7 @@ pub(super) struct Change<'a> {
     name: &'a GroupName,
     before: &'a Group,
     /// They are members no more, and what they held is free.
-    removed: Vec<&'a MemberId>,
+    removed: BTreeSet<&'a MemberId>,
     put: Option<Put<'a>>,
 }
 
@@ -69,14 +69,14 @@ impl<'a> Change<'a> {
 
     /// With a member that comes, or changes.
     pub(super) fn with(mut self, put: Put<'a>) -> Self {
-        self.removed.retain(|&id| id != put.id);
+        self.removed.remove(put.id);
         self.put = Some(put);
         self
     }
 
-    /// Without this member.
-    pub(super) fn without(mut self, id: Option<&'a MemberId>) -> Self {
-        self.removed.extend(id);
+    /// Without these members.
+    pub(super) fn without(mut self, ids: impl IntoIterator<Item = &'a MemberId>) -> Self {
+        self.removed.extend(ids);
         self
     }
 
@@ -122,7 +122,7 @@ impl<'a> Change<'a> {
     /// The members after the change, in order of their ids.
     fn slots(&self) -> Vec<Slot<'_>> {
         let put = self.put.as_ref().map(|put| put.id);
-        let stay = self.before.live().filter(|&(id, ..)| Some(id) != put && !self.removed.contains(&id));
+        let stay = self.before.live().filter(|&(id, ..)| Some(id) != put && !self.removed.contains(id));
         let stay = stay.map(|(id, member, value)| Slot {
             id,
             value,
@@ -145,7 +145,7 @@ impl<'a> Change<'a> {
         let Some(holder) = self.before.holders.get(topic, partition) else { return true };
         match &self.put {
             Some(put) if put.id == holder => !put.held.holds(topic, partition),
-            _ => self.removed.contains(&holder),
+            _ => self.removed.contains(holder),
         }
     }
 

@@ -386,6 +386,34 @@ fn what_a_server_that_let_such_groups_stay_has_left_goes_after_loading() {
 }
 
 #[test]
+fn several_that_are_removed_together_cost_one_epoch() {
+    let mut case = two_members();
+    case.join(&join("c", &["t"]).instance("i"));
+    case.join(&join("d", &["t"]));
+    case.is(&[
+        "epoch 4",
+        "a @3 [t:0] stop [t:1]",
+        "b @2 [t:2] stop [t:3]",
+        "c @4 [] want [t:3]",
+        "d @4 [] want [t:1]",
+    ]);
+    let (a, c, d, nobody) = (member("a"), member("c"), member("d"), member("nobody"));
+    let removed = [
+        (&a, Removal::SessionTimeout),
+        (&nobody, Removal::SessionTimeout),
+        (&c, Removal::Leave { for_good: false }),
+        (&d, Removal::PollTimeout),
+    ];
+    let decision = case.groups.remove_members(&group(), &removed, &case.topics);
+    let (records, ended) = apply(&mut case.groups, decision);
+    assert_eq!(ended, 2, "a static member stays when it leaves for a while");
+    assert_eq!(records.iter().filter(|key| *key == "group:g").count(), 1);
+    case.is(&["epoch 5", "b @2 [t:2] stop [t:3] want [t:1]", "c @5 [t:0] want [t:3]"]);
+    let decision = case.groups.remove_members(&group(), &[(&a, Removal::PollTimeout)], &case.topics);
+    assert_eq!(apply(&mut case.groups, decision), (vec![], 0));
+}
+
+#[test]
 fn another_subscription_makes_another_target() {
     let mut case = Case::new(&[("t", 2), ("u", 2)]);
     case.join(&join("a", &["t"]));
