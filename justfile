@@ -63,7 +63,7 @@ churn rounds="20":
     RIMSTONE_BINARY=target/release/rimstone RIMSTONE_CHURNS={{ rounds }} \
         cargo test --locked --package rimstone-tests --test all -- --nocapture group_churn
 
-# Cuts the power during a produce so many times (root); RIMSTONE_SEED runs one seed alone.
+# Cuts the power during a produce, and during compactions, so many times each (root); RIMSTONE_SEED runs one seed alone.
 power-cut rounds="3":
     cargo build --release --locked
     RIMSTONE_BINARY=target/release/rimstone RIMSTONE_POWER_CUTS={{ rounds }} \

@@ -30,7 +30,7 @@ use crate::{
 const KEYS: u64 = 30;
 
 /// Lines of few keys, each with a value of its own.
-fn lines(count: u64, random: &mut StdRng) -> Vec<Line> {
+pub(crate) fn lines(count: u64, random: &mut StdRng) -> Vec<Line> {
     let line = |number| {
         let key = format!("key-{}", random.random_range(0..KEYS));
         // Noise, so that compression leaves something to compact.
@@ -43,7 +43,7 @@ fn lines(count: u64, random: &mut StdRng) -> Vec<Line> {
 }
 
 /// The last line of each key, and nothing that was not written; offsets as they were acknowledged.
-fn check(read: &[Read], lines: &[Line], acks: &[Ack], what: &str) {
+pub(crate) fn check(read: &[Read], lines: &[Line], acks: &[Ack], what: &str) {
     let places: HashMap<u64, _> = acks.iter().map(|ack| (ack.number, ack.delivery)).collect();
     let mut there: HashMap<u64, &Read> = HashMap::new();
     for record in read {
@@ -63,7 +63,7 @@ fn check(read: &[Read], lines: &[Line], acks: &[Ack], what: &str) {
 }
 
 /// What the server shows of a topic is in the files too, as an independent reader sees them, and they are whole.
-async fn check_files(server: &mut Server, topic: &str, partitions: u32) {
+pub(crate) async fn check_files(server: &mut Server, topic: &str, partitions: u32) {
     let id = server.admin().describe_topic(topic).await.unwrap().summary.id;
     let shown = read_all(&server.endpoint(), topic).await;
     server.stop().await;
@@ -82,7 +82,7 @@ async fn check_files(server: &mut Server, topic: &str, partitions: u32) {
 }
 
 /// The dirty ratio of the topic's dirtiest partition.
-async fn dirtiness(server: &Server) -> f64 {
+pub(crate) async fn dirtiness(server: &Server) -> f64 {
     let topic = server.admin().describe_topic("t").await.unwrap();
     topic.partitions.iter().map(|partition| partition.dirty_ratio.unwrap()).fold(0.0, f64::max)
 }
@@ -152,7 +152,7 @@ async fn killed_at_random_moments_the_last_of_each_key_is_there() {
 
 /// Looks until so many unfinished segments have come, one after the other, and so often more; `false` if they did
 /// not come within many looks.
-async fn see_unfinished(data: &Path, mut segments: usize, more: usize) -> bool {
+pub(crate) async fn see_unfinished(data: &Path, mut segments: usize, more: usize) -> bool {
     let mut last = Vec::new();
     for _ in 0..20_000 {
         let now = leftovers(data);
@@ -171,7 +171,7 @@ async fn see_unfinished(data: &Path, mut segments: usize, more: usize) -> bool {
 }
 
 /// What a kill leaves in the directories of partitions that is not a part of the log: unfinished files.
-fn leftovers(data: &Path) -> Vec<String> {
+pub(crate) fn leftovers(data: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for topic in fs::read_dir(data.join("topics")).unwrap().flatten() {
         for partition in fs::read_dir(topic.path()).unwrap().flatten() {
@@ -333,6 +333,54 @@ async fn a_pass_that_fails_leaves_everything_as_it_was() {
         check(&read_all(&server.endpoint(), "t").await, &lines, &acks, call);
         check_files_of(&mut server).await;
     }
+}
+
+/// After a rename whose directory could not be synced nobody knows what a power cut would leave: the partition takes
+/// nothing more and says so, what is there is read, and a start finds the last of each key.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rename_that_may_not_be_durable_poisons_the_partition() {
+    if let Some(why) = why_not() {
+        return skip("compaction", why);
+    }
+    let mut random = StdRng::seed_from_u64(13);
+    let lines = lines(600, &mut random);
+    let home = tempfile::tempdir().unwrap();
+    let (data, partition, acks) = dirty_directory(home.path(), &lines).await;
+    let mut server = Setup::new(home.path()).setting("storage.compaction_interval", "100ms").start().await;
+    // Calls count by thread: the flusher syncs the directory once, the pass after each of its renames.
+    let folder = data.canonicalize().unwrap().join(&partition);
+    let fault = Fault::begin_on(&server, "fsync:error=EIO:when=2", &folder).await;
+    ask_for_compaction(&server).await;
+    until("the partition is poisoned", async || {
+        server.metric("rimstone_partition_poisoned").filter(|poisoned| *poisoned > 0.0)
+    })
+    .await;
+    let state = server.admin().describe_topic("t").await.unwrap().partitions[0].state.clone();
+    assert!(state.starts_with("poisoned: a compacted segment may not be there"), "{state}");
+    assert!(server.metric("rimstone_compaction_failures_total") >= Some(1.0));
+    let request = || v1::ProduceRequest {
+        topic: "t".to_owned(),
+        records: vec![record(Some("another"), "value")],
+        ..Default::default()
+    };
+    let refused = Calls::connect(&server).await.append(request()).await;
+    assert!(refused.is_err() || refused.is_ok_and(|answer| answer.error.is_some()), "it takes nothing more");
+    check(&read_all(&server.endpoint(), "t").await, &lines, &acks, "poisoned");
+    drop(fault);
+    server.kill();
+    for expected in [600, 601] {
+        server = again(server).await;
+        assert_eq!(server.metric("rimstone_partition_poisoned"), Some(0.0));
+        check(&read_all_but(&server, "another").await, &lines, &acks, "started again");
+        let next = Calls::connect(&server).await.append(request()).await.unwrap();
+        assert_eq!(next.base_offset, Some(expected), "offsets go on where they were");
+        server.kill();
+    }
+    drop(server);
+    server = Setup::new(home.path()).setting("storage.compaction_interval", "100ms").start().await;
+    until("everything is compacted", async || (dirtiness(&server).await == 0.0).then_some(())).await;
+    check(&read_all_but(&server, "another").await, &lines, &acks, "compacted");
+    check_files_of(&mut server).await;
 }
 
 async fn read_all_but(server: &Server, key: &str) -> Vec<Read> {

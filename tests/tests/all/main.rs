@@ -15,6 +15,7 @@ mod group_command;
 mod groups;
 mod layering;
 mod power_cut;
+mod power_cut_compaction;
 mod produce;
 mod producers;
 mod readme;

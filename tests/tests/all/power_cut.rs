@@ -25,13 +25,13 @@ use rimstone_tests::{
 use crate::failing_disk::{self, Fault, append_until_refused};
 
 /// Enough for CI; `just power-cut 50` runs more.
-const ROUNDS: u64 = 3;
+pub(crate) const ROUNDS: u64 = 3;
 const LINES: usize = 6_000;
 /// Lines that may be on their way when the power is cut.
 const AHEAD: usize = 1_000;
-const IMAGE_MEBIBYTES: u64 = 96;
+pub(crate) const IMAGE_MEBIBYTES: u64 = 96;
 
-fn number(variable: &str) -> Option<u64> {
+pub(crate) fn number(variable: &str) -> Option<u64> {
     let value = std::env::var(variable).ok()?;
     Some(value.parse().unwrap_or_else(|_| panic!("{variable}={value} is no number")))
 }
