@@ -383,6 +383,46 @@ async fn a_rename_that_may_not_be_durable_poisons_the_partition() {
     check_files_of(&mut server).await;
 }
 
+/// Rot in one segment: the others are compacted, and whoever looks sees which one is not, and why.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rotten_segment_is_passed_by_and_named() {
+    let mut random = StdRng::seed_from_u64(14);
+    let lines = lines(600, &mut random);
+    let home = tempfile::tempdir().unwrap();
+    let (data, partition, _) = dirty_directory(home.path(), &lines).await;
+    let mut logs: Vec<PathBuf> = fs::read_dir(data.join(&partition))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|suffix| suffix == "log"))
+        .collect();
+    logs.sort();
+    let rotten = &logs[2];
+    let base: u64 = rotten.file_stem().unwrap().to_str().unwrap().parse().unwrap();
+    let mut content = fs::read(rotten).unwrap();
+    let at = content.len() / 2;
+    content[at] ^= 1;
+    fs::write(rotten, &content).unwrap();
+    let mut server = Setup::new(home.path()).setting("storage.compaction_interval", "100ms").start().await;
+    assert_eq!(server.metric("rimstone_topic_compaction_obstacles"), Some(0.0));
+    ask_for_compaction(&server).await;
+    until("the others are compacted", async || {
+        let named = server.metric("rimstone_topic_compaction_obstacles") == Some(1.0);
+        (named && dirtiness(&server).await == 0.0).then_some(())
+    })
+    .await;
+    let described = server.admin().describe_topic("t").await.unwrap();
+    let obstacles = &described.partitions[0].compaction_obstacles;
+    assert_eq!(obstacles.len(), 1, "{obstacles:?}");
+    assert_eq!(obstacles[0].0.get(), base);
+    assert!(obstacles[0].1.starts_with("it is damaged: "), "{obstacles:?}");
+    let told = command(["topic", "describe", "t", "--server", &server.endpoint()]).output().unwrap();
+    let told = String::from_utf8(told.stdout).unwrap();
+    assert!(told.contains(&format!("compaction passes segment {base} by: it is damaged: ")), "{told}");
+    assert_eq!(fs::read(rotten).unwrap(), content, "it stays as it is");
+    assert!(described.partitions[0].segments < 6, "{described:?}");
+    server.stop().await;
+}
+
 async fn read_all_but(server: &Server, key: &str) -> Vec<Read> {
     let mut calls = Calls::connect(server).await;
     let mut read = Vec::new();
