@@ -12,6 +12,7 @@ mod door;
 mod explain;
 mod group;
 mod lag;
+mod open;
 mod options;
 mod produce;
 mod receive;

@@ -19,7 +19,7 @@ use tower::util::{MapRequestLayer, MapResponseLayer};
 
 use crate::{
     admin::Admin, connection, consume::Consume, door::Door, explain::explain, group::Groups, lag::Lag,
-    options::GrpcOptions, produce::Produce, receive::Receive, replay::Replay,
+    open::OpenCalls, options::GrpcOptions, produce::Produce, receive::Receive, replay::Replay,
 };
 
 type ProduceServer = v1::produce_service_server::ProduceServiceServer<Produce>;
@@ -94,7 +94,8 @@ pub enum ServeError {
 }
 
 /// Serves until the broker begins its shutdown. Then health says NOT_SERVING, open streams end with UNAVAILABLE, unary
-/// calls are finished, and after `drain_deadline` what is left is broken.
+/// calls are finished. When everything is answered, connections of clients that do not take their last words are
+/// closed; after `drain_deadline` what is left is broken.
 ///
 /// # Errors
 /// [`ServeError`] if the server could not be built or the transport failed.
@@ -113,21 +114,27 @@ pub async fn serve(
     let routes = routes(broker.clone(), facts, &options)?.add_service(health_server);
     let receive = Receive::new(broker.clone(), &options);
     let stopped = tell_health(health, broker, stop.clone());
+    let open = OpenCalls::default();
     let server = builder(&options)
+        .layer(open.clone())
         .layer(MapResponseLayer::new(explain))
         .layer(MapRequestLayer::new(move |request| receive.watch(request)))
         .add_routes(routes)
         .serve_with_incoming_shutdown(incoming, stopped);
     tokio::pin!(server);
-    tokio::select! {
+    let drained = tokio::select! {
         served = &mut server => return served.map(|()| Drained::InTime).map_err(ServeError::from),
-        () = async { stop.cancelled().await; sleep(drain_deadline).await } => {}
-    }
+        () = async { stop.cancelled().await; open.answered().await } => {
+            tracing::info!("everything is answered: connections of clients that do not read are closed");
+            Drained::InTime
+        }
+        () = async { stop.cancelled().await; sleep(drain_deadline).await } => Drained::Broken,
+    };
     kill.cancel();
     if timeout(BREAK_WAIT_MAX, server).await.is_err() {
         tracing::warn!("connections are still open after they were broken");
     }
-    Ok(Drained::Broken)
+    Ok(drained)
 }
 
 fn builder(options: &GrpcOptions) -> Server {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rimstone_proto::v1;
+use rimstone_proto::v1::{self, consume_service_client::ConsumeServiceClient};
 use rimstone_tests::{
     calls::{Calls, Refusal, to_partition_0},
     feed::{Feed, assert_kept},
@@ -136,6 +136,55 @@ async fn a_stop_has_a_deadline_of_its_own() {
     drop(mute);
     // Answered or refused, but not left hanging.
     drop(soon(waiting).await.unwrap());
+}
+
+/// Members that are frozen, one with records that it does not take, one idle: they have connections that answer
+/// nothing, not even a ping. Nothing waits for an answer, so the stop does not wait for them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_does_not_wait_for_frozen_members() {
+    let home = tempfile::tempdir().unwrap();
+    let mut server = Setup::new(home.path()).setting("server.shutdown_deadline", "30s").start().await;
+    let mut calls = Calls::connect(&server).await;
+    calls.create_topic("t", 1, &[]).await;
+    let large: &str = "x".repeat(64 << 10).leak();
+    for _ in 0..40 {
+        calls.append(to_partition_0("t", [large; 8])).await.unwrap();
+    }
+    let address = format!("http://{}", server.grpc());
+    // Their runtime does not run any more once they have joined.
+    let frozen = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let held = runtime.block_on(async {
+            let mut held = Vec::new();
+            for (group, credit) in [("reads", u64::from(u32::MAX)), ("idle", 0)] {
+                let (send, requests) = mpsc::channel(4);
+                let join = v1::ConsumeJoin {
+                    group: group.to_owned(),
+                    topics: vec!["t".to_owned()],
+                    start: v1::StartPolicy::Earliest.into(),
+                    credit: Some(v1::ConsumeCredit { bytes: credit, records: credit }),
+                    ..Default::default()
+                };
+                let kind = Some(v1::consume_request::Kind::Join(join));
+                send.send(v1::ConsumeRequest { kind }).await.unwrap();
+                let connect = ConsumeServiceClient::connect(address.clone());
+                let mut client = soon(connect).await.unwrap();
+                let stream = soon(client.consume(tokio_stream_of(requests))).await.unwrap();
+                let mut answers = stream.into_inner();
+                let joined = soon(answers.message()).await.unwrap().unwrap();
+                assert!(matches!(joined.kind, Some(v1::consume_response::Kind::Joined(_))));
+                held.push((client, send, answers));
+            }
+            held
+        });
+        (runtime, held)
+    });
+    let frozen = frozen.join().unwrap();
+    let begun = std::time::Instant::now();
+    server.stop().await;
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    std::thread::spawn(move || drop(frozen)).join().unwrap();
+    assert!(server.data().join("clean").exists());
 }
 
 /// One line for the whole directory, however many partitions there are, and none where there was nothing to do.
