@@ -8,7 +8,7 @@ use rimstone_tests::{
     mount::Mount,
     server::Setup,
     skip::{skip, why_no_mounts},
-    wait::until,
+    wait::{soon, until},
 };
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
@@ -81,6 +81,17 @@ async fn fills_and_heals(mut mount: Mount, home: &Path, reserve: u64) {
         let refusal = told(calls.append(to_partition_0("t", [value(stored)])).await);
         assert_eq!((refusal.code, refusal.reason.as_str()), (Code::ResourceExhausted, "DISK_FULL"));
     }
+    if reserve > 0 {
+        // Somebody else takes of the reserve: what groups write goes on living out of the rest.
+        fs::write(mount.point().join("more"), vec![1; 4 << 20]).unwrap();
+        let says_so = async || (server.metric("rimstone_healthy") == Some(0.0)).then_some(());
+        until("the server sees free space below the reserve", says_so).await;
+        for committed in [1, stored] {
+            commit(&mut calls, committed).await;
+            assert_eq!(calls.committed("g", "t").await.unwrap(), [(0, committed)].into());
+        }
+        fs::remove_file(mount.point().join("more")).unwrap();
+    }
     // Reading goes on, alive is alive.
     for offset in [0, stored / 2, stored - 1] {
         let read = calls.fetch("t", offset).await.unwrap();
@@ -114,6 +125,15 @@ async fn fills_and_heals(mut mount: Mount, home: &Path, reserve: u64) {
     assert_eq!(append.base_offset, Some(stored));
     server.stop().await;
     mount.unmount();
+}
+
+/// The group `g` commits in the only partition of `t`, from outside.
+async fn commit(calls: &mut Calls, offset: u64) {
+    let commit = v1::OffsetCommit { topic: "t".to_owned(), offset: Some(offset), ..Default::default() };
+    let request =
+        v1::CommitOffsetsRequest { group: "g".to_owned(), offsets: vec![commit], ..Default::default() };
+    let answer = soon(calls.groups.commit_offsets(request)).await.unwrap().into_inner();
+    assert_eq!(answer.results[0].error, None);
 }
 
 /// The refusal, which must say when to come again.

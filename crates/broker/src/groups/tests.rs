@@ -224,19 +224,31 @@ async fn back_pressure_is_waited_out_and_then_given_up() {
 }
 
 #[tokio::test]
-async fn where_nothing_can_be_written_nothing_is_decided() {
+async fn below_the_disk_reserve_groups_go_on() {
     let fixture = Fixture::new().await;
     fixture.topic("t", 1).await;
     fixture.put("t", 0, &["a", "b", "c"]).await;
     fixture.commit_one("g", "t", 0, 1).await;
     let full = Health::DiskReserveReached { free: ByteCount(1), reserve: ByteCount(2) };
     *fixture.store.health.lock() = full;
-    let refused = fixture.commit("g", vec![to_commit("t", 0, Some(3))]).await.unwrap_err();
-    assert_eq!(refused.reason(), Reason::DiskFull);
-    assert_eq!(fixture.offset("g", "t", 0).await, Some(1), "reads go on");
+    // What a group writes lives out of the reserve: only the partition says when it takes nothing.
+    fixture.commit_one("g", "t", 0, 3).await;
+    assert_eq!(fixture.offset("g", "t", 0).await, Some(3));
+    fixture.broker.delete_group(&group("g")).await.unwrap();
+}
+
+#[tokio::test]
+async fn where_a_sync_has_failed_nothing_is_decided() {
+    let fixture = Fixture::new().await;
+    fixture.topic("t", 1).await;
+    fixture.put("t", 0, &["a", "b", "c"]).await;
+    fixture.commit_one("g", "t", 0, 1).await;
     *fixture.store.health.lock() = Health::Poisoned { reason: "a sync failed".to_owned() };
+    let refused = fixture.commit("g", vec![to_commit("t", 0, Some(3))]).await.unwrap_err();
+    assert_eq!(refused.reason(), Reason::PartitionPoisoned);
     let refused = fixture.broker.delete_group(&group("g")).await.unwrap_err();
     assert_eq!(refused.reason(), Reason::PartitionPoisoned);
+    assert_eq!(fixture.offset("g", "t", 0).await, Some(1), "reads go on");
     *fixture.store.health.lock() = Health::Healthy;
     fixture.commit_one("g", "t", 0, 3).await;
 }
