@@ -275,7 +275,9 @@ impl Inner {
             owned: owned.collect(),
         };
         let pulse = Arc::new(Pulse::new(timeout, poll));
-        let joining = |reply| Command::Join(Box::new(Joining { join, pulse: Arc::clone(&pulse), reply }));
+        let reads_latest = request.start == StartPolicy::Latest;
+        let of = Arc::clone(&pulse);
+        let joining = |reply| Command::Join(Box::new(Joining { join, pulse: of, reads_latest, reply }));
         let start = self.ask_shard(shard_of(&request.group), joining).await?;
         let facts = SessionFacts {
             member,

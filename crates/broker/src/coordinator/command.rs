@@ -51,6 +51,8 @@ pub(crate) struct Joining {
     pub(crate) join: Join,
     /// Its signs of life.
     pub(crate) pulse: Arc<Pulse>,
+    /// It reads under the start policy `latest`.
+    pub(crate) reads_latest: bool,
     pub(crate) reply: Reply<SessionStart>,
 }
 
@@ -130,6 +132,12 @@ impl<'a> Now<'a> {
     /// Whether this is the member's present session.
     pub(crate) fn is_session(&self, group: &GroupName, member: &MemberId, token: u64) -> bool {
         self.members.is_session(group, member, token)
+    }
+
+    /// Whether a member's last session read under the start policy `latest`, as far as this is known: not from
+    /// before the server was started.
+    pub(crate) fn reads_latest(&self, group: &GroupName, member: &MemberId) -> bool {
+        self.members.reads_latest(group, member)
     }
 }
 

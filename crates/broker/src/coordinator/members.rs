@@ -29,6 +29,8 @@ struct Connection {
     /// Tells one session of a member from the next.
     token: u64,
     updates: watch::Sender<SessionUpdate>,
+    /// It reads under the start policy `latest`.
+    reads_latest: bool,
     /// What was sent last, or is parked to be sent.
     last: MemberView,
 }
@@ -72,6 +74,13 @@ impl Members {
             .is_some_and(|connection| connection.token == token)
     }
 
+    /// Whether a member's last session read under the start policy `latest`; not, if it had none.
+    pub(super) fn reads_latest(&self, group: &GroupName, member: &MemberId) -> bool {
+        self.entry(group, member)
+            .and_then(|entry| entry.connection.as_ref())
+            .is_some_and(|connection| connection.reads_latest)
+    }
+
     fn entry(&self, group: &GroupName, member: &MemberId) -> Option<&Entry> {
         self.groups.get(group)?.get(member)
     }
@@ -81,12 +90,12 @@ impl Members {
         &mut self,
         (group, member): (&GroupName, &MemberId),
         pulse: Arc<Pulse>,
-        token: u64,
-        updates: watch::Sender<SessionUpdate>,
+        (token, updates): (u64, watch::Sender<SessionUpdate>),
+        reads_latest: bool,
         view: MemberView,
     ) -> Option<Push> {
         let replaced = self.remove(group, member, SessionFencedWhy::Replaced);
-        let connection = Connection { token, updates, last: view };
+        let connection = Connection { token, updates, reads_latest, last: view };
         self.insert(group, member, pulse, Some(connection));
         replaced
     }

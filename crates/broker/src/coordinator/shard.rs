@@ -203,7 +203,7 @@ impl Shard {
     }
 
     fn join(&mut self, joining: Joining) {
-        let Joining { join, pulse, reply } = joining;
+        let Joining { join, pulse, reads_latest, reply } = joining;
         let (group, member) = (join.group.clone(), join.member.clone());
         let now = self.inner.clock.now();
         let decision = match self.groups.join(&join, &self.inner.topics, now) {
@@ -222,7 +222,7 @@ impl Shard {
         let view = self.groups.view(&group, &member).expect("who has joined is a member");
         let (sender, updates) = watch::channel(SessionUpdate::View(view.clone()));
         let token = self.inner.coordinator.token();
-        self.members.connect((&group, &member), pulse, token, sender, view.clone());
+        self.members.connect((&group, &member), pulse, (token, sender), reads_latest, view.clone());
         self.park(Outward::answer(reply, Ok(SessionStart { joined, token, view, updates })));
     }
 

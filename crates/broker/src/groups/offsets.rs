@@ -60,8 +60,6 @@ pub(crate) struct Importing {
 pub(crate) struct ToBegin {
     pub(crate) topic: TopicName,
     pub(crate) partition: PartitionIndex,
-    /// Where it begins if nothing usable is committed; `None`: where the policy says.
-    pub(crate) at: Option<Offset>,
 }
 
 /// Where reading begins: what is committed, and durable when this is heard of.
@@ -85,7 +83,7 @@ pub(crate) fn begin(
     now.check_session(group, member, token)?;
     let mut begun = Vec::with_capacity(partitions.len());
     let (mut offsets, mut of) = (Vec::new(), Vec::new());
-    for ToBegin { topic, partition, at } in partitions {
+    for ToBegin { topic, partition } in partitions {
         let to_commit =
             OffsetToCommit { topic: topic.clone(), partition, offset: None, metadata: String::new() };
         let result = look_up(now.inner, to_commit).map(|mut found| {
@@ -94,8 +92,8 @@ pub(crate) fn begin(
             let is_later = || now.groups.is_later(group, &topic, found.topic_id, partition);
             match committed.map(|value| value.offset) {
                 Some(committed) if start <= committed && committed <= end => return committed,
-                None if at.is_none() && is_later() => found.offset = Some(start),
-                _ => found.offset = Some(at.unwrap_or(end)),
+                None if is_later() => found.offset = Some(start),
+                _ => found.offset = Some(end),
             }
             let at = found.offset.expect("it was set");
             offsets.push(found);
@@ -104,7 +102,7 @@ pub(crate) fn begin(
         });
         begun.push(Begun { topic, partition, result });
     }
-    let commit = group::Commit { group, by: Committer::Session(member), offsets };
+    let commit = group::Commit { group, by: Committer::Session(member), keeps_place: true, offsets };
     let Decision { records, answer } = now.groups.commit(commit, now.time)?;
     for (judged, index) in answer.into_iter().zip(of) {
         if let Err(refused) = judged {
@@ -121,12 +119,14 @@ pub(crate) fn commit(
     by: Committing,
     offsets: Vec<OffsetToCommit>,
 ) -> Result<Decision<Vec<OffsetCommitted>>, GroupRequestError> {
-    let by = match &by {
-        Committing::Outside => Committer::Outside,
-        Committing::Member(member, epoch) => Committer::Member(member, *epoch),
+    let (by, keeps_place) = match &by {
+        Committing::Outside => (Committer::Outside, false),
+        Committing::Member(member, epoch) => {
+            (Committer::Member(member, *epoch), now.reads_latest(group, member))
+        }
         Committing::Session(member, token) => {
             now.check_session(group, member, *token)?;
-            Committer::Session(member)
+            (Committer::Session(member), now.reads_latest(group, member))
         }
     };
     let (mut named, mut found, mut results) = (Vec::new(), Vec::new(), Vec::new());
@@ -141,7 +141,7 @@ pub(crate) fn commit(
         });
     }
     let Decision { records, answer } =
-        now.groups.commit(group::Commit { group, by, offsets: found }, now.time)?;
+        now.groups.commit(group::Commit { group, by, keeps_place, offsets: found }, now.time)?;
     let mut judged = answer.into_iter();
     let results = results.into_iter().map(|refused| match refused {
         Some(error) => Err(error),

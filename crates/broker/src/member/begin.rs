@@ -6,7 +6,6 @@
 use std::time::Duration;
 
 use rimstone_state::group::CommitError;
-use rimstone_types::Offset;
 use tokio::time::Instant;
 
 use super::{MemberSession, events::PARTITIONS_PER_EVENT, outbox::Named, session::Place};
@@ -25,15 +24,11 @@ pub(super) struct Held {
     number: u64,
     /// The member has been told that the partition is its own, and reads on.
     pub(super) told: bool,
-    /// Where it begins if nothing usable is committed; `None`: where the policy says.
-    at: Option<Offset>,
-    /// The member has committed meanwhile, behind the request.
-    pub(super) passed: bool,
 }
 
 impl Held {
     pub(super) fn new(told: bool) -> Self {
-        Self { number: 0, told, at: None, passed: false }
+        Self { number: 0, told }
     }
 }
 
@@ -46,9 +41,9 @@ impl MemberSession {
             for place in places {
                 let held = self.cursors.get_mut(place).and_then(|cursor| cursor.held.as_mut());
                 let Some(held) = held else { continue };
-                (held.number, held.passed) = (self.begins, false);
+                held.number = self.begins;
                 let (topic, partition) = place.clone();
-                partitions.push(ToBegin { topic, partition, at: held.at });
+                partitions.push(ToBegin { topic, partition });
             }
             if !partitions.is_empty() {
                 self.outbox.begin(self.begins, self.reading.visibility, partitions);
@@ -73,19 +68,13 @@ impl MemberSession {
                 return;
             }
         };
-        let (mut started, mut problems, mut again) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut started, mut problems) = (Vec::new(), Vec::new());
         for Begun { topic, partition, result } in begun {
             let place = (topic, partition);
             let Some(cursor) = self.cursors.get_mut(&place) else { continue };
-            let Some(held) = cursor.held.as_mut().filter(|held| held.number == number) else { continue };
+            let Some(held) = cursor.held.filter(|held| held.number == number) else { continue };
             let (told, mut committed) = (held.told, None);
             match result {
-                // What it committed may lie before: then the place is lost again.
-                Ok(at) if held.passed => {
-                    held.at = Some(at);
-                    again.push(place);
-                    continue;
-                }
                 Ok(at) => {
                     cursor.begin_at(at);
                     committed = Some(at);
@@ -106,7 +95,6 @@ impl MemberSession {
             }
             self.ready.call(&cursor.seat);
         }
-        self.ask_to_begin(&again);
         self.tell(started, problems);
     }
 

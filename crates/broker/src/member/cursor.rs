@@ -56,8 +56,6 @@ pub(super) struct Cursor {
     done: Option<Offset>,
     /// Waits for where it begins.
     pub(super) held: Option<Held>,
-    /// Where the start policy `latest` has gone on: what is committed below would lose that place.
-    floor: Option<Offset>,
 }
 
 /// A read of a partition.
@@ -148,7 +146,6 @@ impl Cursor {
             sent: None,
             done: None,
             held: None,
-            floor: None,
         }
     }
 
@@ -225,19 +222,10 @@ impl Cursor {
         if let Some(store) = self.store() {
             self.ends = store.ends();
         }
-        match was {
-            Some(Held { told: true, .. }) => self.floor = Some(at),
-            _ => self.done = Some(at),
+        if !was.is_some_and(|held| held.told) {
+            self.done = Some(at);
         }
         self.go_to(at);
-    }
-
-    /// What a commit of the member comes to.
-    pub(super) fn committing(&mut self, at: Offset) -> Offset {
-        if let Some(held) = &mut self.held {
-            held.passed = true;
-        }
-        self.floor.map_or(at, |floor| at.max(floor))
     }
 
     /// Reads on at an offset.
@@ -269,7 +257,7 @@ impl Cursor {
     pub(super) fn seek(&mut self, to: SeekTo, seek_id: u64) {
         self.seek = Some(to);
         self.seek_id = seek_id;
-        (self.held, self.floor) = (None, None);
+        self.held = None;
         self.next = None;
         self.let_go();
         // What was sent before is not wanted any more.

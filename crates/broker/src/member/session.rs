@@ -234,7 +234,7 @@ impl MemberSession {
     pub fn commit(
         &mut self,
         correlation: u64,
-        mut offsets: Vec<OffsetToCommit>,
+        offsets: Vec<OffsetToCommit>,
         room: Option<Reservation>,
     ) -> Result<(), LimitReached> {
         self.pulse.beat();
@@ -242,12 +242,9 @@ impl MemberSession {
         if offsets.len() > limit {
             return Err(LimitReached { what: "offsets in one commit", limit: limit as u64 });
         }
-        for OffsetToCommit { topic, partition, offset, .. } in &mut offsets {
-            if let Some(offset) = offset {
-                self.change(&(topic.clone(), *partition), |cursor| {
-                    *offset = cursor.committing(*offset);
-                    cursor.done(*offset);
-                });
+        for OffsetToCommit { topic, partition, offset, .. } in &offsets {
+            if let Some(offset) = *offset {
+                self.change(&(topic.clone(), *partition), |cursor| cursor.done(offset));
             }
         }
         self.progress();

@@ -31,6 +31,9 @@ pub struct Commit<'a> {
     pub group: &'a GroupName,
     /// Who commits.
     pub by: Committer<'a>,
+    /// Who commits reads under the start policy `latest`: what it commits below log start does not replace a place in
+    /// the log, which is where that policy has said to go on.
+    pub keeps_place: bool,
     /// What. A partition that is named twice gets the last.
     pub offsets: Vec<CommitOffset>,
 }
@@ -97,7 +100,7 @@ pub struct ImportOffset {
 impl Groups {
     /// Judges a commit offset by offset, results in their order. Costs as much as its offsets, however large
     /// the group. The rules are Kafka's GroupCoordinator's (a commit may lie below log start; beyond the end
-    /// it is refused).
+    /// it is refused), but for [`Commit::keeps_place`].
     ///
     /// # Errors
     /// [`GroupError::NotEmpty`] from outside while there are members, [`GroupError::Fenced`] for an unknown
@@ -119,6 +122,10 @@ impl Groups {
             let before = group.and_then(|group| group.offsets.get(&offset.topic)?.get(&offset.partition));
             let result = judge(&offset, member, before).and_then(|committed| {
                 let key = (offset.topic.clone(), offset.partition);
+                let until_now = records.get(&key).map_or(before, Option::as_ref);
+                if commit.keeps_place && keeps(until_now, &offset) {
+                    return Ok(committed);
+                }
                 let is_there = match records.get(&key) {
                     Some(value) => Option::is_some(value),
                     None => before.is_some(),
@@ -318,6 +325,16 @@ fn judge(
     }
     let backwards = before.is_some_and(|before| before.topic_id == offset.topic_id && at < before.offset);
     Ok(Committed { below_log_start: at < offset.ends.start, backwards })
+}
+
+/// Whether a place in the log stays where it is, for what is to be committed lies below log start.
+fn keeps(place: Option<&OffsetValue>, offset: &CommitOffset) -> bool {
+    let LogEnds { start, durable, .. } = offset.ends;
+    let is_below = offset.offset.is_some_and(|at| at < start);
+    let is_in_the_log = |place: &OffsetValue| {
+        place.topic_id == offset.topic_id && start <= place.offset && place.offset <= durable
+    };
+    is_below && place.is_some_and(is_in_the_log)
 }
 
 /// The records for offsets, if they fit one decision.

@@ -162,6 +162,72 @@ async fn where_a_reader_is_overtaken_it_goes_on_at_a_committed_place() {
     assert_eq!(values(&records(event(&mut session).await)), ["e"]);
 }
 
+/// A member that was overtaken after it was sent "a" (at 0), with the place 4 committed; log start is 3.
+async fn overtaken(fixture: &Fixture) -> MemberSession {
+    fixture.topic("t", 1).await;
+    for value in ["a", "b", "c", "d"] {
+        fixture.put("t", 0, &[value]).await;
+    }
+    let mut session = fixture.join(one_batch_at_a_time()).await;
+    started(event(&mut session).await);
+    session.seek(name("t"), PartitionIndex(0), SeekTo::Earliest, 1);
+    assert_eq!(values(&records(event(&mut session).await)), ["a"]);
+    commit(&mut session, 1, 0, 0);
+    committed(event(&mut session).await).1.unwrap();
+    fixture.trim(3).await;
+    session.credit(Credit { bytes: 0, records: 1 });
+    quiet(&mut session).await;
+    assert_eq!(fixture.places().await, [(0, 4)].into());
+    session
+}
+
+#[tokio::test]
+async fn a_commit_that_was_under_way_when_the_stream_broke_leaves_the_place() {
+    let fixture = Fixture::new().await;
+    let session = overtaken(&fixture).await;
+    let epoch = session.facts().epoch;
+    drop(session);
+    // It comes back with what it has, and room for nothing.
+    let positions = vec![(name("t"), PartitionIndex(0), at(1))];
+    let back = JoinRequest { epoch, positions, credit: Credit::default(), ..latest("m") };
+    let mut session = fixture.join(back).await;
+    assert!(session.facts().resumed);
+    commit(&mut session, 2, 0, 1);
+    let (_, done) = committed(event(&mut session).await);
+    assert!(done.unwrap().below_log_start, "and it is told");
+    assert_eq!(fixture.places().await, [(0, 4)].into());
+    fixture.put("t", 0, &["e"]).await;
+    session.credit(PLENTY);
+    assert_eq!(values(&records(event(&mut session).await)), ["e"]);
+    // Nor does one that comes in another way, whether a stream is open or not.
+    let mut session = Some(session);
+    for _ in 0..2 {
+        let offset = OffsetToCommit {
+            topic: name("t"),
+            partition: PartitionIndex(0),
+            offset: Some(at(2)),
+            metadata: String::new(),
+        };
+        let by = Some((member("m"), epoch));
+        let request = CommitRequest { group: group("g"), member: by, offsets: vec![offset] };
+        let room = fixture.broker.try_reserve(ByteCount(1)).unwrap();
+        let done = fixture.broker.commit_offsets(request, room).await.unwrap();
+        assert!(done[0].result.as_ref().unwrap().below_log_start);
+        assert_eq!(fixture.places().await, [(0, 4)].into());
+        drop(session.take());
+    }
+}
+
+#[tokio::test]
+async fn who_was_overtaken_may_go_back_within_the_log() {
+    let fixture = Fixture::new().await;
+    let mut session = overtaken(&fixture).await;
+    commit(&mut session, 2, 0, 3);
+    let (_, done) = committed(event(&mut session).await);
+    assert_eq!(done, Ok(Committed { below_log_start: false, backwards: true }));
+    assert_eq!(fixture.places().await, [(0, 3)].into());
+}
+
 #[tokio::test]
 async fn what_is_committed_and_ahead_is_not_lost_when_a_reader_is_overtaken() {
     let fixture = Fixture::new().await;

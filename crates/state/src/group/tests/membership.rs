@@ -47,7 +47,10 @@ impl Case {
         let id = member(id);
         let offsets = places.iter().map(|place| offset(&self.topics, place, 1)).collect();
         let by = Committer::Member(&id, GroupEpoch(epoch));
-        let decision = self.groups.commit(Commit { group: &group(), by, offsets }, at(2)).expect("it may");
+        let decision = self
+            .groups
+            .commit(Commit { group: &group(), by, keeps_place: false, offsets }, at(2))
+            .expect("it may");
         assert!(apply(&mut self.groups, decision).1.iter().all(Result::is_ok));
     }
 
@@ -361,7 +364,8 @@ fn a_group_that_nobody_is_in_goes_with_its_last_offset() {
     let (group_of, topics) = (group(), case.topics.clone());
     let taken = |name: &str| CommitOffset { offset: None, ..offset(&topics, name, 0) };
     let by = Committer::Outside;
-    let commit = Commit { group: &group_of, by, offsets: vec![taken("t:0"), taken("u:0")] };
+    let commit =
+        Commit { group: &group_of, by, keeps_place: false, offsets: vec![taken("t:0"), taken("u:0")] };
     let decision = case.groups.commit(commit, at(2)).expect("nobody is in it");
     assert_eq!(apply(&mut case.groups, decision).0, ["offset:g:t:0", "offset:g:u:0", "group:g", "epochs"]);
     assert_eq!(case.groups.names().count(), 0);

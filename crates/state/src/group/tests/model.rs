@@ -269,7 +269,7 @@ impl World {
             places.iter().filter(|(topic, _)| self.topics.topics.contains_key(topic)).collect();
         let offsets =
             places.iter().map(|(topic, index)| offset(&self.topics, &format!("{topic}:{index}"), 150));
-        let commit = Commit { group: &group(), by, offsets: offsets.collect() };
+        let commit = Commit { group: &group(), by, keeps_place: false, offsets: offsets.collect() };
         match self.live.commit(commit, at(2)) {
             Ok(decision) => {
                 for (place, _) in places.iter().zip(&decision.answer).filter(|(_, result)| result.is_ok()) {

@@ -11,7 +11,13 @@ use crate::group::{
 type Results = Result<Vec<Result<Committed, CommitError>>, GroupError>;
 
 fn commit(groups: &mut Groups, by: Committer<'_>, offsets: Vec<CommitOffset>) -> Results {
-    let decision = groups.commit(Commit { group: &group(), by, offsets }, at(5))?;
+    let decision = groups.commit(Commit { group: &group(), by, keeps_place: false, offsets }, at(5))?;
+    Ok(apply(groups, decision).1)
+}
+
+/// As [`commit`], by who reads under `latest`.
+fn commit_keeping(groups: &mut Groups, by: Committer<'_>, offsets: Vec<CommitOffset>) -> Results {
+    let decision = groups.commit(Commit { group: &group(), by, keeps_place: true, offsets }, at(5))?;
     Ok(apply(groups, decision).1)
 }
 
@@ -77,6 +83,38 @@ fn a_member_commits_with_its_epoch_and_only_what_it_holds() {
 }
 
 #[test]
+fn a_place_in_the_log_is_kept_from_a_commit_below_it_under_latest() {
+    let topics = TestTopics::new(&[("t", 2)]);
+    let mut groups = Groups::default();
+    let decision = groups.join(&join("a", &["t"]), &topics, at(1)).unwrap();
+    apply(&mut groups, decision);
+    let a = member("a");
+    let mut keeping = |place: &str, at: u64| {
+        let results = commit_keeping(&mut groups, Committer::Session(&a), vec![offset(&topics, place, at)]);
+        (results.unwrap(), committed(&groups, &topics))
+    };
+    let told = |below_log_start, backwards| vec![Ok(Committed { below_log_start, backwards })];
+    let is = |places: &[&str]| places.iter().map(|place| (*place).to_owned()).collect::<Vec<_>>();
+    // The log is 100..200. Below it, where nothing is committed, or what is lies below too: it counts.
+    assert_eq!(keeping("t:0", 50), (told(true, false), is(&["t:0=50"])));
+    assert_eq!(keeping("t:0", 49), (told(true, true), is(&["t:0=49"])));
+    // The place at log start, and behind it.
+    for place in [100, 200] {
+        keeping("t:0", place);
+        assert_eq!(keeping("t:0", 99), (told(true, true), is(&[&format!("t:0={place}")])));
+    }
+    // Within the log it may go back.
+    assert_eq!(keeping("t:0", 100), (told(false, true), is(&["t:0=100"])));
+    // Only what it holds, all the same; and the place may be of the same commit.
+    let both = vec![offset(&topics, "t:1", 150), offset(&topics, "t:1", 60)];
+    commit_keeping(&mut groups, Committer::Session(&a), both).unwrap();
+    assert_eq!(committed(&groups, &topics), ["t:0=100", "t:1=150"]);
+    // Under another policy it is taken back.
+    commit(&mut groups, Committer::Session(&a), vec![offset(&topics, "t:1", 60)]).unwrap();
+    assert_eq!(committed(&groups, &topics), ["t:0=100", "t:1=60"]);
+}
+
+#[test]
 fn each_offset_is_judged_by_itself() {
     let mut topics = TestTopics::new(&[("t", 9)]);
     let mut groups = Groups::default();
@@ -124,7 +162,8 @@ fn an_offset_is_taken_away_and_the_last_one_takes_the_group_along() {
     let none = |place| CommitOffset { offset: None, ..offset(&topics, place, 0) };
     commit(&mut groups, Committer::Outside, vec![none("t:0")]).unwrap();
     assert_eq!(committed(&groups, &topics), ["t:1=150"]);
-    let unknown = Commit { group: &group(), by: Committer::Outside, offsets: vec![none("t:0")] };
+    let unknown =
+        Commit { group: &group(), by: Committer::Outside, keeps_place: false, offsets: vec![none("t:0")] };
     assert!(groups.commit(unknown, at(5)).unwrap().records.is_empty(), "nothing was there");
     // Named twice: the last counts.
     commit(&mut groups, Committer::Outside, vec![none("t:1"), offset(&topics, "t:1", 160)]).unwrap();
@@ -246,7 +285,10 @@ fn the_estimate_of_a_decision_is_above_what_it_takes() {
     worst.leader_epoch = Some(u32::MAX);
     worst.metadata = "\u{1}\"ä".to_owned();
     let decision = groups
-        .commit(Commit { group: &group(), by: Committer::Outside, offsets: vec![worst] }, at(i64::MIN))
+        .commit(
+            Commit { group: &group(), by: Committer::Outside, keeps_place: false, offsets: vec![worst] },
+            at(i64::MIN),
+        )
         .unwrap();
     let (key, value) = decision.records[0].encode();
     let framing = 20;

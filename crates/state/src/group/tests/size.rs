@@ -28,7 +28,7 @@ fn the_largest_decision_fits_a_batch() {
     let group: GroupName = "g".repeat(249).parse().unwrap();
     let mut groups = Groups::default();
     let places = names.iter().map(|name| offset(&topics, &format!("{name}:0"), 150)).collect();
-    let commit = Commit { group: &group, by: Committer::Outside, offsets: places };
+    let commit = Commit { group: &group, by: Committer::Outside, keeps_place: false, offsets: places };
     let decision = groups.commit(commit, at(1)).unwrap();
     assert!(bytes(&decision.records) < DECISION_BYTES_MAX);
     apply(&mut groups, decision);
