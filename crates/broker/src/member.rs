@@ -7,6 +7,7 @@
 mod begin;
 mod cursor;
 mod events;
+mod look_up;
 mod outbox;
 mod ready;
 mod session;

@@ -89,7 +89,7 @@ pub(crate) struct Script {
     pub(crate) read_error: Option<ReadError>,
     /// Opening fails so.
     pub(crate) open_error: Option<String>,
-    /// Reads wait for a permit each.
+    /// Reads and look-ups by time wait for a permit each.
     pub(crate) read_permits: Option<Arc<tokio::sync::Semaphore>>,
     /// Comes in right behind the next read, before its caller knows what it read.
     pub(crate) after_read: Option<Append>,
@@ -301,7 +301,16 @@ impl PartitionStore for FaultyPartition {
     fn offset_for_time(&self, at: Timestamp) -> BoxFuture<'_, Result<Option<OffsetAt>, ReadError>> {
         match self.look_up() {
             Some(error) => ready(Err(error)).boxed(),
-            None => self.inner.offset_for_time(at),
+            None => {
+                let permits = self.scripts.lock().entry(self.id).or_default().read_permits.clone();
+                async move {
+                    if let Some(permits) = permits {
+                        permits.acquire().await.expect("it is never closed").forget();
+                    }
+                    self.inner.offset_for_time(at).await
+                }
+                .boxed()
+            }
         }
     }
 

@@ -8,7 +8,9 @@ use rimstone_store::{
 };
 use rimstone_types::{ByteCount, Offset, PartitionIndex, TopicId, TopicName};
 
-use super::{Credit, SeekTo, SessionRecords, StartPolicy, StartedPartition, begin::Held, ready::Seat};
+use super::{
+    Credit, SeekTo, SessionRecords, StartPolicy, StartedPartition, begin::Held, look_up::Found, ready::Seat,
+};
 use crate::{
     broker::Inner,
     decode::Decoder,
@@ -39,8 +41,6 @@ pub(super) struct Cursor {
     pub(super) stopping: bool,
     pub(super) paused: bool,
     pub(super) seek_id: u64,
-    /// To be looked up.
-    seek: Option<SeekTo>,
     /// `None`: nowhere, it waits for a seek.
     next: Option<Offset>,
     /// Its place among the partitions of the session.
@@ -68,6 +68,13 @@ impl fmt::Debug for UnderWay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("UnderWay").field("from", &self.from).finish_non_exhaustive()
     }
+}
+
+/// Where a seek leads to.
+pub(super) enum LookUp {
+    Found(Found),
+    /// The log is searched.
+    UnderWay(BoxFuture<'static, Found>),
 }
 
 /// Where a partition begins.
@@ -137,7 +144,6 @@ impl Cursor {
             stopping: false,
             paused: false,
             seek_id: 0,
-            seek: None,
             next: None,
             seat,
             under_way: None,
@@ -248,14 +254,12 @@ impl Cursor {
     /// Stops reading; what was read and not sent is dropped.
     pub(super) fn stop(&mut self) {
         self.stopping = true;
-        self.seek = None;
         self.held = None;
         self.let_go();
     }
 
     /// Reads elsewhere, once that is looked up.
-    pub(super) fn seek(&mut self, to: SeekTo, seek_id: u64) {
-        self.seek = Some(to);
+    pub(super) fn seek(&mut self, seek_id: u64) {
         self.seek_id = seek_id;
         self.held = None;
         self.next = None;
@@ -265,40 +269,31 @@ impl Cursor {
         self.done = None;
     }
 
-    /// The seek that is to be looked up.
-    pub(super) fn sought(&self) -> Option<SeekTo> {
-        if self.stopping { None } else { self.seek }
-    }
-
-    /// Finds what was sought. Nothing has changed if this is dropped before it answers.
-    pub(super) async fn find(&mut self, to: SeekTo, visibility: Visibility) -> Result<(), SessionProblem> {
+    /// Where a seek leads to.
+    pub(super) fn look_up(&self, to: SeekTo, visibility: Visibility) -> LookUp {
         let store = match &self.source {
             Ok((_, store)) => Arc::clone(store),
             Err(unavailable) => {
-                let unavailable = unavailable.clone();
-                self.seek = None;
-                return Err(PartitionReadError::from(unavailable).into());
+                return LookUp::Found(Err(PartitionReadError::from(unavailable.clone()).into()));
             }
         };
         let ends = store.ends();
         let (start, end) = (ends.start, visible_end(ends, visibility));
-        let found = match to {
-            SeekTo::Offset(offset) => Ok(offset),
-            SeekTo::Earliest => Ok(start),
-            SeekTo::Latest => Ok(end),
-            SeekTo::Time(time) => {
-                let found = store.offset_for_time(time).await;
-                found.map(|found| found.map_or(end, |found| found.offset).clamp(start, end))
+        match to {
+            SeekTo::Earliest => LookUp::Found(Ok(start)),
+            SeekTo::Latest => LookUp::Found(Ok(end)),
+            SeekTo::Offset(offset) if start <= offset && offset <= end => LookUp::Found(Ok(offset)),
+            SeekTo::Offset(offset) => {
+                let (topic, partition) = (self.name.clone(), self.partition);
+                LookUp::Found(Err(OutOfRange { topic, partition, offset, start, end }.into()))
             }
-        };
-        self.seek = None;
-        let offset = found.map_err(PartitionReadError::from)?;
-        if offset < start || offset > end {
-            let (topic, partition) = (self.name.clone(), self.partition);
-            return Err(OutOfRange { topic, partition, offset, start, end }.into());
+            SeekTo::Time(time) => LookUp::UnderWay(Box::pin(async move {
+                let found = store.offset_for_time(time).await.map_err(PartitionReadError::from)?;
+                // Retention may have been faster.
+                let start = store.ends().start;
+                Ok(found.map_or(end, |found| found.offset.min(end)).max(start))
+            })),
         }
-        self.go_to(offset);
-        Ok(())
     }
 
     /// Whether something was sent that the member has not said to be done with.

@@ -31,6 +31,9 @@ impl MemberSession {
             if self.inner.shutdown.is_cancelled() {
                 return Err(ShuttingDown.into());
             }
+            if self.again_at.is_some_and(|at| at <= Instant::now()) {
+                self.ask_again();
+            }
             if self.events.is_empty() {
                 self.take_update()?;
             }
@@ -47,7 +50,9 @@ impl MemberSession {
                 self.heartbeats -= 1;
                 return Ok(SessionEvent::Alive { epoch: self.epoch });
             }
-            self.look_up_seeks().await;
+            while let Some((place, found)) = self.look_ups.take() {
+                self.found(place, found);
+            }
             if !self.events.is_empty() {
                 continue;
             }
@@ -86,10 +91,9 @@ impl MemberSession {
                 Err(_) => return Ok(()),
             },
             () = self.ready.wait(), if has_credit => return Ok(()),
-            () = at(again_at) => {
-                self.ask_again();
-                return Ok(());
-            }
+            () = self.look_ups.wait() => return Ok(()),
+            // Seen by `next`.
+            () = at(again_at) => return Ok(()),
         };
         let event = self.answered(answered)?;
         self.events.extend(event);
@@ -169,6 +173,7 @@ impl MemberSession {
         }
         for place in &stopped {
             self.change(place, Cursor::stop);
+            self.look_ups.forget(place);
         }
         // Asked for on an earlier stream, and not answered there: only an answer lets go of it.
         for (topic, id, partition) in held.stopping.iter() {
@@ -233,26 +238,6 @@ impl MemberSession {
         }
     }
 
-    async fn look_up_seeks(&mut self) {
-        while let Some(place) = self.seeks.first().cloned() {
-            let visibility = self.reading.visibility;
-            let cursor = self.cursors.get_mut(&place);
-            let sought = cursor.and_then(|cursor| cursor.sought().map(|to| (cursor, to)));
-            let found = match sought {
-                Some((cursor, to)) => cursor.find(to, visibility).await,
-                None => Ok(()),
-            };
-            self.seeks.remove(&place);
-            if let Some(cursor) = self.cursors.get(&place) {
-                self.ready.call(&cursor.seat);
-            }
-            if let Err(problem) = found {
-                let (topic, partition) = place;
-                self.problem(topic, partition, problem);
-            }
-        }
-    }
-
     /// One message of records, of the partition whose turn it is.
     async fn read(&mut self) -> Result<Option<SessionRecords>, SessionError> {
         while let Some(allowed) = self.allowed() {
@@ -276,6 +261,7 @@ impl MemberSession {
                     self.updates.mark_changed();
                     break;
                 }
+                () = self.look_ups.wait() => break,
                 () = at(self.again_at) => break,
             };
             self.worked_on += usize::from(!was_worked_on && cursor.is_worked_on());

@@ -14,7 +14,8 @@ use tokio::{
 
 use super::{
     Credit, JoinRequest, SeekTo, SessionEvent, SessionFacts,
-    cursor::{Cursor, Reading},
+    cursor::{Cursor, LookUp, Reading},
+    look_up::{Found, LookUps},
     outbox::{Answered, Named, Outbox, committed},
     ready::Ready,
 };
@@ -67,8 +68,8 @@ pub struct MemberSession {
     /// How often one was.
     #[cfg(test)]
     pub(super) looks: usize,
-    /// Where a seek is to be looked up.
-    pub(super) seeks: BTreeSet<Place>,
+    /// Seeks that are looked up.
+    pub(super) look_ups: LookUps,
     /// Of how many partitions something was sent that the member is not done with.
     pub(super) worked_on: usize,
     bytes: i64,
@@ -134,7 +135,7 @@ impl MemberSession {
             ready,
             #[cfg(test)]
             looks: 0,
-            seeks: BTreeSet::new(),
+            look_ups: LookUps::default(),
             worked_on: 0,
             bytes: 0,
             records: 0,
@@ -260,8 +261,8 @@ impl MemberSession {
         match self.cursors.get(&place).filter(|cursor| !cursor.is_untold()) {
             Some(cursor) if cursor.stopping => {}
             Some(_) => {
-                self.change(&place, |cursor| cursor.seek(to, seek_id));
-                self.seeks.insert(place);
+                self.change(&place, |cursor| cursor.seek(seek_id));
+                self.look_up(place, to);
             }
             None => {
                 let (topic, partition) = place;
@@ -270,6 +271,28 @@ impl MemberSession {
             }
         }
         self.progress();
+    }
+
+    fn look_up(&mut self, place: Place, to: SeekTo) {
+        self.look_ups.forget(&place);
+        let Some(cursor) = self.cursors.get(&place) else { return };
+        match cursor.look_up(to, self.reading.visibility) {
+            LookUp::Found(found) => self.found(place, found),
+            LookUp::UnderWay(look_up) => self.look_ups.begin(place, look_up),
+        }
+    }
+
+    /// A partition is read from here on.
+    pub(super) fn found(&mut self, place: Place, found: Found) {
+        match found {
+            Ok(offset) => {
+                if let Some(cursor) = self.cursors.get_mut(&place) {
+                    cursor.go_to(offset);
+                    self.ready.call(&cursor.seat);
+                }
+            }
+            Err(problem) => self.problem(place.0, place.1, problem),
+        }
     }
 
     /// No records of these partitions (`true`), or again (`false`). Others are passed over.

@@ -278,3 +278,35 @@ async fn partitions_that_are_made_while_it_is_subscribed_are_read_from_their_sta
     };
     assert_eq!((&partitions[0].topic, partitions[0].offset), (&name("old"), Some(at(1))));
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_the_shard_could_not_take_is_asked_again_while_there_are_records() {
+    let fixture = Fixture::new().await;
+    fixture.topic("t", 2).await;
+    for _ in 0..200 {
+        fixture.put("t", 0, &["x"]).await;
+    }
+    let mut session = fixture.join(joining("m")).await;
+    started(event(&mut session).await);
+    commit(&mut session, 1, 0, 0);
+    while !matches!(event(&mut session).await, SessionEvent::Committed { .. }) {}
+    session.leave(false).await.1.unwrap();
+
+    fixture.store.script(shard(), |script| script.hold = true);
+    let request = JoinRequest { credit: PLENTY, ..one_batch_at_a_time() };
+    let (mut session, ()) = tokio::join!(fixture.join(request), fixture.fate("the join", None));
+    assert_eq!(started(event(&mut session).await), [(0, Some(0))].into());
+    fixture.fate("the beginning of the other", Some(undone())).await;
+    fixture.store.script(shard(), |script| script.hold = false);
+    let mut read = 0;
+    let begun = loop {
+        match event(&mut session).await {
+            SessionEvent::Records(_) => read += 1,
+            other => break started(other),
+        }
+        assert!(read < 100, "it is not asked again");
+        advance(Duration::from_millis(20)).await;
+    };
+    assert_eq!(begun, [(1, Some(0))].into());
+    records(event(&mut session).await);
+}

@@ -351,3 +351,45 @@ async fn what_is_said_during_a_read_does_not_begin_it_anew() {
     permits.add_permits(1);
     assert_eq!(values(&records(event(&mut session).await)), ["b"]);
 }
+
+#[tokio::test]
+async fn a_look_up_holds_up_nothing_else() {
+    let fixture = Fixture::new().await;
+    fixture.topic("t", 2).await;
+    fixture.put("t", 0, &["a"]).await;
+    let mut session = fixture.join(joining("m")).await;
+    started(event(&mut session).await);
+    assert_eq!(values(&records(event(&mut session).await)), ["a"]);
+    let permits = Arc::new(tokio::sync::Semaphore::new(0));
+    let slow = fixture.partition("t", 0);
+    let before = fixture.store.script(slow, |script| {
+        script.read_permits = Some(Arc::clone(&permits));
+        script.look_ups
+    });
+    let look_ups = || fixture.store.script(slow, |script| script.look_ups) - before;
+    session.seek(name("t"), PartitionIndex(0), SeekTo::Time(Timestamp(0)), 1);
+    quiet(&mut session).await;
+    for number in 0..20 {
+        session.heartbeat(false);
+        commit(&mut session, number, 0, 0);
+        assert!(matches!(event(&mut session).await, SessionEvent::Alive { .. }));
+        assert_eq!(committed(event(&mut session).await).0, number);
+        fixture.put("t", 1, &["x"]).await;
+        assert_eq!(values(&records(event(&mut session).await)), ["x"]);
+    }
+    assert_eq!(look_ups(), 1, "what is said does not begin it anew");
+    // Another seek takes its place.
+    session.seek(name("t"), PartitionIndex(0), SeekTo::Time(Timestamp(0)), 2);
+    quiet(&mut session).await;
+    assert_eq!(look_ups(), 2);
+    // Nor does it keep anybody from hearing what is to be given back.
+    let _two = fixture.join(joining("m2")).await;
+    let moving = stopped(event(&mut session).await);
+    assert_eq!(moving.len(), 1);
+    permits.add_permits(10);
+    if moving == [0] {
+        return quiet(&mut session).await;
+    }
+    let read = records(event(&mut session).await);
+    assert_eq!((values(&read), read.seek_id), (vec!["a".to_owned()], 2));
+}
