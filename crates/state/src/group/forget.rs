@@ -11,11 +11,15 @@ use super::{
     state::{Group, Groups},
 };
 
+/// The highest epoch that is noted for all that begin later in the shard: half of them all, more joins than any
+/// server will see. One group cannot leave the others of its shard without epochs.
+const NOTED_MAX: GroupEpoch = GroupEpoch(1 << 31);
+
 impl Group {
-    /// Whether it goes when this many members and offsets are left. With epochs used up it stays: nobody can join,
-    /// so nobody can be mistaken for another.
+    /// Whether it goes when this many members and offsets are left. With an epoch that is not noted it stays: no
+    /// group of its name begins in which a late member could be mistaken for another.
     pub(super) fn goes_with(&self, members: usize, offsets: usize) -> bool {
-        members == 0 && offsets == 0 && self.epoch().next().is_some()
+        members == 0 && offsets == 0 && self.epoch() <= NOTED_MAX
     }
 
     /// Whether nothing keeps it: a server that let such groups stay has left it.
@@ -35,8 +39,7 @@ impl Groups {
         if group.meta.is_some() {
             records.push(GroupRecord::Group { group: name.clone(), value: None });
         }
-        // The last epoch of all is not noted: nothing could begin behind it.
-        if group.epoch() > self.epochs_used && group.epoch().next().is_some() {
+        if group.epoch() > self.epochs_used && group.epoch() <= NOTED_MAX {
             records.push(GroupRecord::Epochs { value: Some(EpochsValue { used: group.epoch() }) });
         }
         records

@@ -566,3 +566,22 @@ fn a_group_whose_epochs_are_used_up_takes_nobody_in_and_lets_everybody_go() {
     apply(&mut case.groups, decision);
     assert_eq!(case.join(&join("a", &["t"])).1.epoch, GroupEpoch(1));
 }
+
+/// One group cannot use up the epochs of all that begin later in its shard.
+#[test]
+fn what_goes_leaves_half_of_the_epochs_to_others() {
+    let half = GroupEpoch(1 << 31);
+    for (at, next) in [(half, half.next().unwrap()), (half.next().unwrap(), GroupEpoch(1))] {
+        let mut case = Case::new(&[("t", 2)]);
+        case.join(&join("a", &["t"]));
+        let mut value = case.groups.groups[&group()].meta.clone().unwrap();
+        value.epoch = at;
+        case.groups.replay(GroupRecord::Group { group: group(), value: Some(value) });
+        // Of itself it only goes where a later member of its name can be told from its own.
+        let goes = &case.groups.groups[&group()];
+        assert_eq!(goes.goes_with(0, 0), at == half);
+        let records = case.groups.forget(&group(), goes);
+        records.into_iter().for_each(|record| case.groups.replay(record));
+        assert_eq!(case.join(&join("b", &["t"])).1.epoch, next, "behind {at}");
+    }
+}
