@@ -19,6 +19,8 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
+use crate::open::OpenCalls;
+
 /// A client that connects and then says nothing is closed after this long. Once it has spoken, HTTP/2 pings
 /// find out whether it is still there.
 const FIRST_BYTES_WAIT_MAX: Duration = Duration::from_secs(10);
@@ -27,14 +29,16 @@ const FIRST_BYTES_WAIT_MAX: Duration = Duration::from_secs(10);
 /// does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Accepts connections, at most `connections_max` at a time. Cancelling `kill` breaks those that are open.
+/// Accepts connections, at most `connections_max` at a time. Cancelling `kill` breaks those that are open; what they
+/// write is told to `open`.
 pub(crate) fn accept(
     listener: TcpListener,
     connections_max: usize,
     kill: CancellationToken,
+    open: OpenCalls,
 ) -> impl Stream<Item = io::Result<Connection>> {
     let permits = Arc::new(Semaphore::new(connections_max.min(Semaphore::MAX_PERMITS)));
-    stream::unfold((listener, permits, kill), move |(listener, permits, kill)| async move {
+    stream::unfold((listener, permits, kill, open), move |(listener, permits, kill, open)| async move {
         loop {
             let (stream, peer) = match listener.accept().await {
                 Ok(accepted) => accepted,
@@ -56,9 +60,10 @@ pub(crate) fn accept(
                 stream,
                 silence: Some(Box::pin(sleep(FIRST_BYTES_WAIT_MAX))),
                 killed: Box::pin(kill.clone().cancelled_owned()),
+                open: open.clone(),
                 _permit: permit,
             };
-            return Some((Ok(connection), (listener, permits, kill)));
+            return Some((Ok(connection), (listener, permits, kill, open)));
         }
     })
 }
@@ -72,7 +77,17 @@ pub(crate) struct Connection {
     /// Resolves when the drain has taken too long. A reading is always pending on an HTTP/2 connection, so
     /// that looking at it there is enough.
     killed: Pin<Box<WaitForCancellationFutureOwned>>,
+    open: OpenCalls,
     _permit: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    fn wrote(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = written {
+            self.open.went_out(bytes);
+        }
+        written
+    }
 }
 
 impl Connected for Connection {
@@ -108,7 +123,8 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.wrote(written)
     }
 
     fn poll_write_vectored(
@@ -116,7 +132,8 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.wrote(written)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -5,18 +5,19 @@ use std::{future::Future, time::Duration};
 use rimstone_broker::Broker;
 use tonic::{Code, Response, Status};
 
-use crate::refusal::Refusal;
+use crate::{open::OpenCalls, refusal::Refusal};
 
 /// What all services share.
 #[derive(Debug, Clone)]
 pub(crate) struct Door {
     pub(crate) broker: Broker,
     request_timeout: Duration,
+    pub(crate) open: OpenCalls,
 }
 
 impl Door {
-    pub(crate) fn new(broker: Broker, request_timeout: Duration) -> Self {
-        Self { broker, request_timeout }
+    pub(crate) fn new(broker: Broker, request_timeout: Duration, open: OpenCalls) -> Self {
+        Self { broker, request_timeout, open }
     }
 
     /// The outcome of a call as tonic wants it.
@@ -81,7 +82,7 @@ mod tests {
     async fn a_call_that_takes_too_long_is_refused_with_a_reason() {
         let storage = Arc::new(MemoryStorage::new());
         let broker = Broker::start(storage, BrokerConfig::default(), Arc::new(SystemClock)).await.unwrap();
-        let door = Door::new(broker, Duration::from_millis(5));
+        let door = Door::new(broker, Duration::from_millis(5), OpenCalls::default());
         let status = door.answer::<()>(std::future::pending()).await.unwrap_err();
         assert_eq!(status.code(), Code::DeadlineExceeded);
         let info = status.get_details_error_info().unwrap();

@@ -94,8 +94,8 @@ pub enum ServeError {
 }
 
 /// Serves until the broker begins its shutdown. Then health says NOT_SERVING, open streams end with UNAVAILABLE, unary
-/// calls are finished. When everything is answered, connections of clients that do not take their last words are
-/// closed; after `drain_deadline` what is left is broken.
+/// calls are finished. When everything is answered and no client takes anything any more, the connections that are left
+/// are closed; after `drain_deadline` what is left is broken.
 ///
 /// # Errors
 /// [`ServeError`] if the server could not be built or the transport failed.
@@ -108,13 +108,13 @@ pub async fn serve(
 ) -> Result<Drained, ServeError> {
     let stop = broker.shutdown_token();
     let kill = CancellationToken::new();
-    let incoming = connection::accept(listener, options.connections_max, kill.clone());
+    let open = OpenCalls::default();
+    let incoming = connection::accept(listener, options.connections_max, kill.clone(), open.clone());
     let (health, health_server) = tonic_health::server::health_reporter();
     set_health(&health, ServingStatus::Serving).await;
-    let routes = routes(broker.clone(), facts, &options)?.add_service(health_server);
+    let routes = routes(broker.clone(), facts, &options, open.clone())?.add_service(health_server);
     let receive = Receive::new(broker.clone(), &options);
     let stopped = tell_health(health, broker, stop.clone());
-    let open = OpenCalls::default();
     let server = builder(&options)
         .layer(open.clone())
         .layer(MapResponseLayer::new(explain))
@@ -148,7 +148,12 @@ fn builder(options: &GrpcOptions) -> Server {
         .http2_keepalive_timeout(Some(options.keepalive_timeout))
 }
 
-fn routes(broker: Broker, facts: ServerFacts, options: &GrpcOptions) -> Result<Routes, ServeError> {
+fn routes(
+    broker: Broker,
+    facts: ServerFacts,
+    options: &GrpcOptions,
+    open: OpenCalls,
+) -> Result<Routes, ServeError> {
     let in_max = usize::try_from(options.request_bytes_max.get()).unwrap_or(usize::MAX);
     let out_max = usize::try_from(options.response_bytes_max.get()).unwrap_or(usize::MAX);
     let reflection = || {
@@ -156,7 +161,7 @@ fn routes(broker: Broker, facts: ServerFacts, options: &GrpcOptions) -> Result<R
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let door = Door::new(broker, options.request_timeout);
+    let door = Door::new(broker, options.request_timeout, open);
     let produce = ProduceServer::new(Produce::new(door.clone(), options.stream_window))
         .max_decoding_message_size(in_max)
         .max_encoding_message_size(out_max);

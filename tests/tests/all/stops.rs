@@ -1,6 +1,12 @@
 //! Stopping: in order, and by force.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use rimstone_proto::v1::{self, consume_service_client::ConsumeServiceClient};
 use rimstone_tests::{
@@ -12,7 +18,11 @@ use rimstone_tests::{
     wait::{soon, until},
 };
 use rustix::process::Signal;
-use tokio::sync::mpsc;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpSocket},
+    sync::mpsc,
+};
 use tonic::Code;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -185,6 +195,68 @@ async fn a_stop_does_not_wait_for_frozen_members() {
     assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
     std::thread::spawn(move || drop(frozen)).join().unwrap();
     assert!(server.data().join("clean").exists());
+}
+
+/// A link on which answers take seconds: what the server says to `to` goes on in small pieces, with pauses. Also how
+/// much of it has.
+async fn slow_link(to: std::net::SocketAddr) -> (String, Arc<AtomicU64>) {
+    const PIECE_BYTES: usize = 64 << 10;
+    const PAUSE: Duration = Duration::from_millis(20);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let passed = Arc::new(AtomicU64::new(0));
+    let told = Arc::clone(&passed);
+    tokio::spawn(async move {
+        let (client, _) = listener.accept().await.unwrap();
+        let server = TcpSocket::new_v4().unwrap();
+        // Most of what waits, waits at the server.
+        server.set_recv_buffer_size(1 << 20).unwrap();
+        let (mut said, mut asks) = server.connect(to).await.unwrap().into_split();
+        let (mut asked, mut hears) = client.into_split();
+        tokio::spawn(async move { drop(tokio::io::copy(&mut asked, &mut asks).await) });
+        let mut piece = vec![0; PIECE_BYTES];
+        while let Ok(read) = said.read(&mut piece).await
+            && read > 0
+            && hears.write_all(&piece[..read]).await.is_ok()
+        {
+            passed.fetch_add(read as u64, Ordering::Relaxed);
+            tokio::time::sleep(PAUSE).await;
+        }
+    });
+    (address, told)
+}
+
+/// An answer that has been handed to the connection is not yet with the client.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_lets_an_answer_come_over_a_slow_link() {
+    const ANSWER_BYTES: usize = 16 << 20;
+    let home = tempfile::tempdir().unwrap();
+    let mut server = Setup::new(home.path()).setting("server.shutdown_deadline", "60s").start().await;
+    let mut calls = Calls::connect(&server).await;
+    calls.create_topic("t", 1, &[]).await;
+    let large: &str = "x".repeat(512 << 10).leak();
+    for _ in 0..10 {
+        calls.append(to_partition_0("t", [large; 4])).await.unwrap();
+    }
+    let (address, passed) = slow_link(server.grpc()).await;
+    let answer = tokio::spawn(async move {
+        let client = soon(ConsumeServiceClient::connect(address)).await.unwrap();
+        let max_bytes = ANSWER_BYTES as u32;
+        let request = v1::FetchRequest {
+            topic: "t".to_owned(),
+            partitions: vec![v1::FetchPartition { max_bytes, ..Default::default() }],
+            max_bytes,
+            ..Default::default()
+        };
+        let mut client = client.max_decoding_message_size(2 * ANSWER_BYTES);
+        soon(client.fetch(request)).await.map(|answer| answer.into_inner())
+    });
+    let under_way = || async { (passed.load(Ordering::Relaxed) > 1 << 20).then_some(()) };
+    until("the answer is under way", under_way).await;
+    server.stop().await;
+    let answer = answer.await.unwrap().expect("it is answered");
+    let records: usize = answer.partitions.iter().map(|partition| partition.records.len()).sum();
+    assert!(records * large.len() > ANSWER_BYTES / 2, "{records}");
 }
 
 /// One line for the whole directory, however many partitions there are, and none where there was nothing to do.

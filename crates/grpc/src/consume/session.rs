@@ -133,6 +133,8 @@ impl ConsumeStream {
             };
             match kind {
                 Some(Request::Leave(leave)) => {
+                    // Commits and the leave wait for syncs; a stop waits for what is then to be said.
+                    let _held = self.door.open.hold();
                     let (events, left) = session.leave(leave.for_good).await;
                     return match left {
                         Ok(()) => End::Left(events),
