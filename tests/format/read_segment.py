@@ -131,7 +131,7 @@ class Segment:
     def __init__(self, path, topic, partition):
         self.path, self.data = path, path.read_bytes()
         header = self.data[:SEGMENT_HEADER]
-        magic, version, _, self.salt, owner, number, _, self.base, self.range_end, _, cleaned, self.crc = struct.unpack(
+        magic, version, _, self.salt, owner, number, passed_by, self.base, self.range_end, _, cleaned, self.crc = struct.unpack(
             ">8sHHI16sIIQQqII", header
         )
         require(magic == b"RIMSTSEG" and version == 1, "magic and version of %s" % path)
@@ -139,6 +139,7 @@ class Segment:
         require(owner == topic.bytes and number == partition, "a segment lies where its header says")
         require(self.base == int(path.stem), "a segment is named by its base offset")
         require(self.range_end == 0 or self.base + cleaned <= self.range_end, "a segment is cleaned within its range")
+        require(self.range_end != 0 or passed_by == 0, "only compaction passes segments by")
 
     def frame(self, at):
         """The frame at a position: kind, link, time, claimed end, check, payload; None if it is not valid."""

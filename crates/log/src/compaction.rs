@@ -3,7 +3,9 @@
 //!
 //! What of a log is cleaned already is in its segments' headers, so that there is no checkpoint to lose: a
 //! segment that compaction wrote names the end of its range and how far it was cleaned. Segments are replaced
-//! from the oldest on, so whatever a crash leaves, the cleaned part is a prefix in which each key is the last.
+//! from the oldest on, so whatever a crash leaves, the cleaned part is a prefix in which each key is the last. What
+//! was passed by is not known at the next start, and may be back: a segment that was written behind some counts as
+//! cleaned only while as many lie before it.
 //!
 //! Not here: which log comes next, pacing, the byte budget (`rimstone-store`, `rimstone-broker`).
 

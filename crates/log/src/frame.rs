@@ -51,6 +51,8 @@ pub struct SegmentHeader {
     pub range_end: Option<Offset>,
     /// What compaction has judged: records below this; `None`: as far as `range_end`, if there is one.
     pub cleaned: Option<Offset>,
+    /// So many obstacles lay before it when compaction wrote it: what they hold was not judged with it.
+    pub passed_by: u32,
     /// Random; part of each frame's magic.
     pub salt: u32,
     /// When it was made.
@@ -135,7 +137,7 @@ impl SegmentHeader {
         out[12..16].copy_from_slice(&self.salt.to_be_bytes());
         out[16..32].copy_from_slice(self.partition.topic.as_bytes());
         out[32..36].copy_from_slice(&self.partition.partition.0.to_be_bytes());
-        // 36..40: reserved, 0.
+        out[36..40].copy_from_slice(&self.passed_by.to_be_bytes());
         out[40..48].copy_from_slice(&self.base.get().to_be_bytes());
         out[48..56].copy_from_slice(&self.range_end.map_or(0, Offset::get).to_be_bytes());
         out[56..64].copy_from_slice(&self.created.0.to_be_bytes());
@@ -188,6 +190,7 @@ impl SegmentHeader {
             base,
             range_end,
             cleaned,
+            passed_by: u32_at(bytes, 36),
             salt: u32_at(bytes, 12),
             created: Timestamp(i64_at(bytes, 56)),
         })
@@ -196,16 +199,24 @@ impl SegmentHeader {
     /// In place of a header that cannot be read.
     pub(crate) fn unknown(base: Offset) -> Self {
         let partition = PartitionId { topic: TopicId(uuid::Uuid::nil()), partition: PartitionIndex(0) };
-        Self { partition, base, range_end: None, cleaned: None, salt: 0, created: Timestamp::MIN }
+        let (range_end, cleaned, created) = (None, None, Timestamp::MIN);
+        Self { partition, base, range_end, cleaned, passed_by: 0, salt: 0, created }
     }
 
-    /// The end of what compaction has judged; the base if it was never there.
+    /// The end of what compaction has judged; the base if it was never there. Where it has passed something by, no more
+    /// than that: it counts only while what it passed by is in the way.
     pub fn cleaned_end(&self) -> Offset {
         match (self.range_end, self.cleaned) {
             (None, _) => self.base,
             (Some(end), None) => end,
             (Some(end), Some(cleaned)) => cleaned.min(end),
         }
+    }
+
+    /// The same, where so many obstacles lie before it: nothing if one of those that it was judged without is back.
+    pub(crate) fn cleaned_behind(&self, obstacles: usize) -> Offset {
+        let all = usize::try_from(self.passed_by).is_ok_and(|passed_by| passed_by <= obstacles);
+        if all { self.cleaned_end() } else { self.base }
     }
 
     /// The check of the header, which the first frame names as its previous one.

@@ -477,6 +477,7 @@ pub(crate) fn new_segment(
         base,
         range_end: None,
         cleaned: None,
+        passed_by: 0,
         salt: (config.salts.0)(),
         created: now,
     };

@@ -100,10 +100,14 @@ pub(crate) fn segments(data: &Data, partitions: &[PartitionId]) -> Outcome {
 
 /// How far compaction has gone over a segment.
 fn compacted(view: &SegmentView) -> String {
-    match view.header.range_end {
-        None => String::new(),
+    let extent = match view.header.range_end {
+        None => return String::new(),
         Some(end) if view.header.cleaned_end() == end => "compacted".to_owned(),
         Some(_) => format!("compacted up to {}", view.header.cleaned_end()),
+    };
+    match view.header.passed_by {
+        0 => extent,
+        count => format!("{extent}, with {count} before it passed by"),
     }
 }
 

@@ -91,6 +91,8 @@ pub struct Compaction {
     segments: Vec<Arc<Segment>>,
     /// Of these segments.
     facts: Vec<Facts>,
+    /// Where what is passed by begins, oldest first.
+    obstacles: Vec<Offset>,
     dirty_from: Offset,
     tombstones_only: bool,
     segment_bytes: u64,
@@ -163,7 +165,7 @@ impl Compaction {
         sieve: Sieve,
         now: Timestamp,
     ) -> Self {
-        let Compactable { segments, facts, plan, .. } = found;
+        let Compactable { segments, facts, plan, obstacles } = found;
         let first_dirty = facts.iter().take_while(|facts| facts.cleaned == facts.next).count();
         Self {
             id,
@@ -180,6 +182,7 @@ impl Compaction {
             progress: Progress::default(),
             segments,
             facts,
+            obstacles: obstacles.into_iter().map(|obstacle| obstacle.segment).collect(),
         }
     }
 
@@ -286,11 +289,13 @@ impl Compaction {
         while replaced.contains(&salt) {
             salt = salt.wrapping_add(1);
         }
+        let passed_by = self.obstacles.iter().filter(|obstacle| **obstacle < base).count();
         let header = SegmentHeader {
             partition: self.id,
             base,
             range_end: Some(end),
             cleaned: (learned < end).then_some(learned),
+            passed_by: u32::try_from(passed_by).unwrap_or(u32::MAX),
             salt,
             created: self.now,
         };

@@ -2,8 +2,8 @@
 
 use rimstone_types::Offset;
 
-/// A sealed segment that stays as it is: compaction passes it by. Records on both sides are compacted, but no
-/// tombstone behind it goes: what it holds back may be older records of the same keys.
+/// A sealed segment that stays as it is, or the place of those that are gone: compaction passes it by. Records on both
+/// sides are compacted, but no tombstone behind it goes: what it holds back may be older records of the same keys.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("segment {segment}: {reason}")]
 pub struct Obstacle {
@@ -19,7 +19,7 @@ pub enum ObstacleReason {
     /// Its header is not one.
     #[error("{0}")]
     Header(String),
-    /// The segments that came behind it are gone, or it is not whole.
+    /// The segments that came behind it are gone, or it is not whole; or they are gone from the start of the log on.
     #[error("it ends at offset {end}, and the next one begins at {next}")]
     Hole {
         /// Where it ends.

@@ -128,6 +128,13 @@ fn whole(segment: &Segment, next: Offset, damage: Option<&String>) -> Result<Tot
     }
 }
 
+/// The oldest segments, if their files are gone though the log begins in them: they may be put back.
+fn missing_before(segments: &[Arc<Segment>], start: Offset) -> Option<Obstacle> {
+    let next = segments.first()?.base;
+    let reason = ObstacleReason::Hole { end: start, next };
+    (start < next).then_some(Obstacle { segment: start, reason })
+}
+
 impl Log {
     /// What can be compacted, and how dirty it is. Reads seals: to be called outside the lock, on a thread that may
     /// block. Nothing that reaches above `until` is looked at: the base of the segment that the durable end lies in,
@@ -141,7 +148,8 @@ impl Log {
         now: Timestamp,
     ) -> Compactable {
         let all = reader.shared().segments.load_full();
-        let (mut segments, mut facts, mut obstacles) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut segments, mut facts) = (Vec::new(), Vec::new());
+        let mut obstacles: Vec<Obstacle> = missing_before(&all, reader.start()).into_iter().collect();
         for pair in all.windows(2).take_while(|pair| pair[1].base <= until) {
             let (segment, next) = (&pair[0], pair[1].base);
             let totals = match whole(segment, next, damaged.get(&segment.base)) {
@@ -160,7 +168,7 @@ impl Log {
                 bytes: segment.end(),
                 first_append: totals.first_append,
                 last_append: totals.last_append,
-                cleaned: segment.header.cleaned_end(),
+                cleaned: segment.header.cleaned_behind(obstacles.len()),
                 horizon: totals.delete_horizon.filter(|_| obstacles.is_empty()),
             });
         }
@@ -175,7 +183,8 @@ impl Log {
         self.shared.segments.load().windows(2).any(|pair| {
             let known = pair[0].known_totals();
             let horizon = known.and_then(|totals| totals.delete_horizon);
-            pair[0].header.cleaned_end() != pair[1].base
+            // Whether all that it passed by is still in the way is for a look to tell.
+            pair[0].header.cleaned_behind(0) != pair[1].base
                 || known.is_none()
                 || horizon.is_some_and(|horizon| settings.is_overdue(horizon, now))
         })
@@ -238,7 +247,8 @@ impl Log {
             if obstacles.iter().any(|obstacle| obstacle.segment == pair[0].base) {
                 continue;
             }
-            let whole = dirty == 0 && pair[0].header.cleaned_end() == pair[1].base;
+            let before = obstacles.iter().filter(|obstacle| obstacle.segment < pair[0].base).count();
+            let whole = dirty == 0 && pair[0].header.cleaned_behind(before) == pair[1].base;
             *if whole { &mut clean } else { &mut dirty } += pair[0].end();
         }
         (clean, dirty)

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 use super::{pass::*, *};
 use crate::{Access, Log, ReadRange, files, tests::open};
 
-const FAR: i64 = 10_000_000;
+pub(super) const FAR: i64 = 10_000_000;
 
 /// Segments of two offsets each: 0 `a b`, 2 `a d`, 4 `a b`, 6 `a`, a tombstone of `d`, 8 `c e`; then the active one.
 fn several() -> (tempfile::TempDir, Log) {
@@ -24,11 +24,11 @@ fn several() -> (tempfile::TempDir, Log) {
     (directory, log)
 }
 
-fn path(directory: &Path, base: u64) -> std::path::PathBuf {
+pub(super) fn path(directory: &Path, base: u64) -> std::path::PathBuf {
     files::offset_path(directory, offset(base), files::SEGMENT_SUFFIX)
 }
 
-fn flip(path: &Path, at: usize) {
+pub(super) fn flip(path: &Path, at: usize) {
     let mut content = std::fs::read(path).unwrap();
     content[at] ^= 4;
     std::fs::write(path, &content).unwrap();
@@ -41,7 +41,7 @@ fn again(directory: &Path, log: Log) -> Log {
 }
 
 /// Offsets of the records in a range.
-fn offsets(log: &Log, from: u64, until: u64) -> Vec<u64> {
+pub(super) fn offsets(log: &Log, from: u64, until: u64) -> Vec<u64> {
     let (mut from, until, mut found) = (offset(from), offset(until), Vec::new());
     while from < until {
         let read = log.reader().read(ReadRange { from, until, bytes: 1 }, Access::Blocking).unwrap();
@@ -54,14 +54,23 @@ fn offsets(log: &Log, from: u64, until: u64) -> Vec<u64> {
 }
 
 /// Passes until nothing is due; those that meet damage count as well, and it is remembered as the store does.
-fn all_passes(log: &mut Log, damaged: &mut BTreeMap<Offset, String>, now: i64) -> Vec<Obstacle> {
+pub(super) fn all_passes(log: &mut Log, damaged: &mut BTreeMap<Offset, String>, now: i64) -> Vec<Obstacle> {
+    passes(log, damaged, &always(), now)
+}
+
+pub(super) fn passes(
+    log: &mut Log,
+    damaged: &mut BTreeMap<Offset, String>,
+    settings: &CompactionSettings,
+    now: i64,
+) -> Vec<Obstacle> {
     for _ in 0..20 {
         let until = log.durable_position().segment;
-        let found = Log::compactable(&log.reader(), until, damaged, &always(), Timestamp(now));
+        let found = Log::compactable(&log.reader(), until, damaged, settings, Timestamp(now));
         if !found.dirtiness().due {
             return found.obstacles().to_vec();
         }
-        match compact_around(log, damaged, &always(), now, 300, &mut |_, _| true) {
+        match compact_around(log, damaged, settings, now, 300, &mut |_, _| true) {
             Ok(_) => {}
             Err(CompactionError::Damaged { segment, reason }) => drop(damaged.insert(segment, reason)),
             Err(error) => panic!("{error}"),
