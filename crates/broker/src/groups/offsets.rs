@@ -55,11 +55,14 @@ pub(crate) struct Importing {
     pub(crate) unchanged: Option<Vec<GroupOffset>>,
 }
 
-/// A partition whose reader leaves the place to the start policy `latest`.
+/// A partition whose reader begins at a committed place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ToBegin {
     pub(crate) topic: TopicName,
     pub(crate) partition: PartitionIndex,
+    /// Where it begins if nothing usable is committed: there was no record to choose from. `None`: where the start
+    /// policy `latest` says.
+    pub(crate) at: Option<Offset>,
 }
 
 /// Where reading begins: what is committed, and durable when this is heard of.
@@ -83,7 +86,7 @@ pub(crate) fn begin(
     now.check_session(group, member, token)?;
     let mut begun = Vec::with_capacity(partitions.len());
     let (mut offsets, mut of) = (Vec::new(), Vec::new());
-    for ToBegin { topic, partition } in partitions {
+    for ToBegin { topic, partition, at } in partitions {
         let to_commit =
             OffsetToCommit { topic: topic.clone(), partition, offset: None, metadata: String::new() };
         let result = look_up(now.inner, to_commit).map(|mut found| {
@@ -92,8 +95,8 @@ pub(crate) fn begin(
             let is_later = || now.groups.is_later(group, &topic, found.topic_id, partition);
             match committed.map(|value| value.offset) {
                 Some(committed) if start <= committed && committed <= end => return committed,
-                None if is_later() => found.offset = Some(start),
-                _ => found.offset = Some(end),
+                None if at.is_none() && is_later() => found.offset = Some(start),
+                _ => found.offset = Some(at.unwrap_or(end)),
             }
             let at = found.offset.expect("it was set");
             offsets.push(found);

@@ -1,4 +1,4 @@
-//! Where the start policy `latest` begins: committed before the member is told, or is sent anything. Otherwise
+//! Where the start policy `latest` begins, and the one that asks in an empty partition: committed before the member is told, or is sent anything. Otherwise
 //! whoever gets the partition next would begin at a later end, and what came between would be read by nobody.
 //!
 //! Not here: what the policy says (`groups`, within the shard), reading.
@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use rimstone_state::group::CommitError;
+use rimstone_types::Offset;
 use tokio::time::Instant;
 
 use super::{MemberSession, events::PARTITIONS_PER_EVENT, outbox::Named, session::Place};
@@ -24,11 +25,13 @@ pub(super) struct Held {
     number: u64,
     /// The member has been told that the partition is its own, and reads on.
     pub(super) told: bool,
+    /// Where it begins if nothing usable is committed; `None`: where the policy says.
+    at: Option<Offset>,
 }
 
 impl Held {
-    pub(super) fn new(told: bool) -> Self {
-        Self { number: 0, told }
+    pub(super) fn new(told: bool, at: Option<Offset>) -> Self {
+        Self { number: 0, told, at }
     }
 }
 
@@ -43,7 +46,7 @@ impl MemberSession {
                 let Some(held) = held else { continue };
                 held.number = self.begins;
                 let (topic, partition) = place.clone();
-                partitions.push(ToBegin { topic, partition });
+                partitions.push(ToBegin { topic, partition, at: held.at });
             }
             if !partitions.is_empty() {
                 self.outbox.begin(self.begins, self.reading.visibility, partitions);

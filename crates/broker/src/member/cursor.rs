@@ -82,14 +82,15 @@ pub(super) enum LookUp {
 pub(super) enum Beginning {
     /// Here, or nowhere: the problem says why.
     Told(StartedPartition, Option<SessionProblem>),
-    /// Where the start policy `latest` says; it is held until that is durable.
-    ByLatest,
+    /// Where the shard commits; it is held until that is durable.
+    Held,
 }
 
 /// What a position is worth.
 enum Placed {
     There,
-    ByLatest,
+    /// The place is to be committed first: this one, or where the start policy `latest` says.
+    Unkept(Option<Offset>),
 }
 
 /// What a turn came to.
@@ -173,9 +174,9 @@ impl Cursor {
                 self.ends = store.ends();
                 match self.begin_within(committed, reading) {
                     Ok(Placed::There) => None,
-                    Ok(Placed::ByLatest) => {
-                        self.held = Some(Held::new(false));
-                        return Beginning::ByLatest;
+                    Ok(Placed::Unkept(at)) => {
+                        self.held = Some(Held::new(false, at));
+                        return Beginning::Held;
                     }
                     Err(problem) => Some(problem.into()),
                 }
@@ -206,11 +207,15 @@ impl Cursor {
         let at = match (wanted, reading.policy) {
             (Some(at), _) if start <= at && at <= end => at,
             (_, StartPolicy::Earliest) => start,
-            // Nothing is there to be read or left out: earliest and latest are the same place.
-            (None, StartPolicy::Error) if start == end => start,
+            // Nothing is there to be read or left out: earliest and latest are the same place. Whoever has the
+            // partition next is to find it too, when it is not empty any more.
+            (None, StartPolicy::Error) if start == end => {
+                self.next = None;
+                return Ok(Placed::Unkept(Some(start)));
+            }
             (_, StartPolicy::Latest) => {
                 self.next = None;
-                return Ok(Placed::ByLatest);
+                return Ok(Placed::Unkept(None));
             }
             (committed, StartPolicy::Error) => {
                 self.next = None;
@@ -429,8 +434,8 @@ impl Cursor {
         self.ends = ends;
         match self.begin_within(was, reading) {
             Ok(Placed::There) => Ok(None),
-            Ok(Placed::ByLatest) => {
-                self.held = Some(Held::new(true));
+            Ok(Placed::Unkept(at)) => {
+                self.held = Some(Held::new(true, at));
                 Err(Unread::ByLatest)
             }
             Err(problem) => Err(Unread::Problem(problem.into())),

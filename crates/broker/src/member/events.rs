@@ -219,7 +219,7 @@ impl MemberSession {
                     partitions.push(begun);
                     problems.extend(problem.map(|problem| (place.clone(), problem)));
                 }
-                Beginning::ByLatest => held.push(place.clone()),
+                Beginning::Held => held.push(place.clone()),
             }
             self.cursors.insert(place, cursor);
         }

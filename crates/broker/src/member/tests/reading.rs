@@ -55,12 +55,20 @@ async fn where_there_is_nothing_there_is_nothing_to_choose() {
     fixture.broker.delete_records(&name("t"), all).await.expect("it is in the log");
     let asking = JoinRequest { start: StartPolicy::Error, ..joining("m") };
     let mut session = fixture.join(asking.clone()).await;
-    assert_eq!(started(event(&mut session).await), [(0, None), (1, Some(0)), (2, Some(2))].into());
+    assert_eq!(started(event(&mut session).await), [(0, None)].into());
     let (partition, error) = problem(event(&mut session).await);
     assert_eq!((partition, error.reason()), (0, Reason::StartPositionNeeded));
+    assert_eq!(started(event(&mut session).await), [(1, Some(0)), (2, Some(2))].into());
     quiet(&mut session).await;
     fixture.put("t", 1, &["x"]).await;
     assert_eq!(values(&records(event(&mut session).await)), ["x"], "it is not skipped");
+    // Nor is there anything to choose for who has it next.
+    session.leave(false).await.1.unwrap();
+    let mut session = fixture.join(asking.clone()).await;
+    assert_eq!(started(event(&mut session).await), [(0, None), (1, Some(0)), (2, Some(2))].into());
+    let (partition, error) = problem(event(&mut session).await);
+    assert_eq!((partition, error.reason()), (0, Reason::StartPositionNeeded));
+    assert_eq!(values(&records(event(&mut session).await)), ["x"]);
     // What is taken before it is read is another matter: there was a place.
     commit(&mut session, 1, 1, 0);
     committed(event(&mut session).await).1.expect("it is its own");
@@ -69,6 +77,26 @@ async fn where_there_is_nothing_there_is_nothing_to_choose() {
     fixture.broker.delete_records(&name("t"), all).await.expect("it is in the log");
     let mut session = fixture.join(asking).await;
     assert_eq!(started(event(&mut session).await), [(0, None), (1, None), (2, Some(2))].into());
+}
+
+#[tokio::test]
+async fn what_comes_while_the_place_of_an_empty_partition_is_committed_is_read() {
+    let fixture = Fixture::new().await;
+    fixture.topic("t", 1).await;
+    fixture.join(JoinRequest { topics: [name("u")].into(), ..joining("other") }).await;
+    fixture.store.script(shard(), |script| script.hold = true);
+    let asking = JoinRequest { start: StartPolicy::Error, ..joining("m") };
+    let (mut session, ()) = tokio::join!(fixture.join(asking), async {
+        until("the join is submitted", || fixture.store.held(shard()) > 0).await;
+        fixture.store.release(shard(), None).await;
+    });
+    until("the beginning is submitted", || fixture.store.held(shard()) > 0).await;
+    fixture.put("t", 0, &["x"]).await;
+    fixture.store.script(shard(), |script| script.hold = false);
+    // It is decided once more, and the partition is not empty any more.
+    fixture.store.release(shard(), Some(undone())).await;
+    assert_eq!(started(event(&mut session).await), [(0, Some(0))].into());
+    assert_eq!(values(&records(event(&mut session).await)), ["x"]);
 }
 
 #[tokio::test]
