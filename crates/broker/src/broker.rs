@@ -59,7 +59,7 @@ pub(crate) struct Inner {
     /// Durable commits and owners of groups.
     pub(crate) commits: CommitTable,
     /// What was counted from each commit.
-    pub(crate) lag: LagTable,
+    pub(crate) lag: Arc<LagTable>,
     /// One log is compacted at a time.
     pub(crate) compacting: tokio::sync::Mutex<Compacting>,
     /// Every mutation of the catalog holds it from the decision until the tables say the same.

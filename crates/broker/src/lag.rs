@@ -11,6 +11,7 @@ mod measure;
 mod query;
 mod refresh;
 mod table;
+mod turns;
 
 use std::{collections::BTreeSet, fmt, sync::Arc};
 

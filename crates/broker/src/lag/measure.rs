@@ -80,13 +80,35 @@ impl Measured {
         }
     }
 
-    /// What is told of a partition that was not counted in time.
-    pub(super) fn late(topic: &Topic, partition: PartitionIndex, within: Duration) -> Self {
+    /// What is told of a partition that was not counted in time after the moment at which that was wanted.
+    pub(super) fn late(
+        topic: &Topic,
+        partition: PartitionIndex,
+        within: Duration,
+        asked: Option<Moment>,
+    ) -> Self {
         let why = format!("its lag was not counted within {} s; try again", within.as_secs());
         let late = PartitionUnavailable { topic: topic.name.clone(), partition, why };
         let why = LagUnknown(Arc::new(late.into()));
         let unknown = Unknown { why, since: Instant::now(), positions: Positions::new() };
-        Self { moment: None, counts: Err(unknown) }
+        Self { moment: asked, counts: Err(unknown) }
+    }
+
+    pub(super) fn is_late(&self) -> bool {
+        self.counts.as_ref().is_err_and(|unknown| unknown.positions.is_empty())
+    }
+
+    /// Whether what is kept is to stay, for those who stand at these positions: it is of a later moment, or of the
+    /// same and known.
+    pub(super) fn yields_to(&self, kept: &Self, positions: &Positions) -> bool {
+        let is_better = match (&self.moment, &kept.moment) {
+            (Some(this), Some(kept_moment)) if this == kept_moment => {
+                self.counts.is_err() && kept.counts.is_ok()
+            }
+            (Some(this), Some(kept_moment)) => kept_moment.is_at_least(this),
+            _ => false,
+        };
+        is_better && kept.covers(positions)
     }
 
     /// Whether it answers a question about these positions that was asked when the partition was so.
@@ -108,7 +130,8 @@ impl Measured {
         }
     }
 
-    fn serves(&self, moment: Option<Moment>, positions: &Positions) -> bool {
+    /// Whether it is just what a count from these positions would find now.
+    pub(super) fn serves(&self, moment: Option<Moment>, positions: &Positions) -> bool {
         self.moment == moment
             && match &self.counts {
                 Ok(counts) => counts.keys().eq(positions),

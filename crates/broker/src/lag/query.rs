@@ -1,70 +1,18 @@
 //! What a question needs and the table does not have: it is counted at once, in the partitions asked for and in no
-//! other, by one question at a time per partition.
+//! other.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
 use futures::{StreamExt, stream};
-use parking_lot::Mutex;
 use rimstone_types::PartitionId;
-use tokio::{
-    sync::{OwnedMutexGuard, Semaphore},
-    time::{Instant, timeout_at},
-};
+use tokio::time::Instant;
 
 use super::{
-    measure::{Measured, Moment, measure},
+    measure::{Measured, Moment},
     table::{Known, Wanted},
+    turns::{ANSWER_WITHIN, COUNTS_AT_ONCE},
 };
 use crate::broker::Inner;
-
-/// A question that needs a count waits for it no longer than this: less than the 10 s after which what scrapes and
-/// draws gives up by default, so that the partitions that can be counted are told.
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
-
-/// Partitions that all questions together count in at one time: look-ups may wait for the disk, and must leave it
-/// to readers.
-const COUNTS_AT_ONCE: usize = 16;
-
-/// Who counts in which partition for a question.
-#[derive(Debug)]
-pub(super) struct Turns {
-    /// An entry for each partition that somebody counts in, or waits to.
-    by_partition: Mutex<BTreeMap<PartitionId, Arc<tokio::sync::Mutex<()>>>>,
-    counts: Semaphore,
-}
-
-/// The turn to count in a partition, or the place of one who waits for it.
-#[derive(Debug)]
-struct Turn<'a> {
-    turns: &'a Turns,
-    id: PartitionId,
-    guard: Option<OwnedMutexGuard<()>>,
-}
-
-impl Default for Turns {
-    fn default() -> Self {
-        Self { by_partition: Mutex::default(), counts: Semaphore::new(COUNTS_AT_ONCE) }
-    }
-}
-
-impl Turns {
-    async fn take(&self, id: PartitionId) -> Turn<'_> {
-        let mut turn = Turn { turns: self, id, guard: None };
-        let lock = Arc::clone(self.by_partition.lock().entry(id).or_default());
-        turn.guard = Some(lock.lock_owned().await);
-        turn
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        let mut by_partition = self.turns.by_partition.lock();
-        self.guard = None;
-        if by_partition.get(&self.id).is_some_and(|lock| Arc::strong_count(lock) == 1) {
-            by_partition.remove(&self.id);
-        }
-    }
-}
 
 impl Inner {
     /// What was counted in these partitions, all of it at a moment after the call; partitions that could not be
@@ -85,10 +33,9 @@ impl Inner {
             }
         }
         let counted = moved.into_iter().map(|(id, wanted, asked)| async move {
-            match timeout_at(deadline, self.measure_in_turn(id, &wanted, asked)).await {
-                Ok(measured) => (id, measured),
-                Err(_) => (id, Arc::new(Measured::late(&wanted.topic, wanted.partition, ANSWER_WITHIN))),
-            }
+            let counted = self.measure_in_turn(id, &wanted, asked, deadline).await;
+            let late = || Arc::new(Measured::late(&wanted.topic, wanted.partition, ANSWER_WITHIN, asked));
+            (id, counted.unwrap_or_else(late))
         });
         let counted: Vec<_> = counted.collect();
         let mut counted = stream::iter(counted).buffer_unordered(COUNTS_AT_ONCE);
@@ -98,26 +45,25 @@ impl Inner {
         measured
     }
 
+    /// `None`: not in time.
     async fn measure_in_turn(
         &self,
         id: PartitionId,
         wanted: &Wanted,
         asked: Option<Moment>,
-    ) -> Arc<Measured> {
-        let _turn = self.lag.turns.take(id).await;
+        deadline: Instant,
+    ) -> Option<Arc<Measured>> {
+        let turn = self.lag.turn(id, deadline).await?;
         let known = self.lag.known([id].iter()).remove(&id);
         // Whoever had the turn before may have counted just this.
         if let Some(known) = known.as_ref().filter(|known| known.measured.answers(asked, &wanted.positions)) {
-            return Arc::clone(&known.measured);
+            return Some(Arc::clone(&known.measured));
         }
-        let _count = self.lag.turns.counts.acquire().await.expect("it is never closed");
         let mut positions = wanted.positions.clone();
         let before = known.map(|known| {
             positions.extend(&*known.positions);
             known.measured
         });
-        let measured = measure(&wanted.topic, wanted.partition, positions, before).await;
-        self.lag.put(id, &measured);
-        measured
+        turn.count(wanted, positions, before, deadline).await
     }
 }

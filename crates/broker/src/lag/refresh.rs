@@ -1,5 +1,6 @@
 //! The task that keeps the table: it sleeps until a commit or a log has moved, and fills the table in one pass.
-//! Nobody waits for a pass, and nobody can make one come sooner.
+//! Nobody waits for a pass, and nobody can make one come sooner. A partition that is not counted in time does not hold
+//! one up.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,19 +14,20 @@ use rimstone_types::PartitionId;
 use tokio::time::Instant;
 
 use super::{
-    measure::measure,
+    measure::{Measured, Moment},
     table::{Known, Published, Wanted},
+    turns::{ANSWER_WITHIN, COUNTS_AT_ONCE},
 };
 use crate::{broker::Inner, topics::TopicTable};
-
-/// Partitions that a pass counts in at one time: look-ups may wait for the disk, and must leave it to readers.
-const COUNTS_AT_ONCE: usize = 16;
 
 /// The least time between two passes, so that a busy log is not counted for each batch.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 
 /// The pause is so many times what the last pass took, if that is more: passes take at most a twentieth of a core.
 const PAUSE_SHARE: u32 = 19;
+
+/// A pass that would make the pause longer than this has waited for disks: what it left is to be counted soon.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// A pass is made this often even if nothing was heard of: log start moves without a word.
 const PASS_EVERY: Duration = Duration::from_secs(1);
@@ -50,7 +52,7 @@ impl Inner {
                 published = self.pass(&mut watched) => self.lag.publish(published),
                 () = self.shutdown.cancelled() => return,
             }
-            let pause = (began.elapsed() * PAUSE_SHARE).max(PAUSE_MIN);
+            let pause = (began.elapsed() * PAUSE_SHARE).clamp(PAUSE_MIN, PAUSE_MAX);
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = self.shutdown.cancelled() => return,
@@ -69,16 +71,41 @@ impl Inner {
         let wanted = standing.partitions(&self.topics, |_| true);
         watched.watch(&self.topics, &wanted);
         let mut before = self.lag.known(wanted.keys());
-        let counted = wanted.into_iter().map(|(id, Wanted { topic, partition, positions })| {
+        let deadline = Instant::now() + ANSWER_WITHIN;
+        let counted = wanted.into_iter().map(|(id, wanted)| {
             let known = before.remove(&id).map(|known| known.measured);
             async move {
-                let measured = measure(&topic, partition, positions.clone(), known).await;
-                (id, Known { measured, positions: Arc::new(positions) })
+                let measured = self.measure_for_pass(id, &wanted, known, deadline).await;
+                (id, Known { measured, positions: Arc::new(wanted.positions) })
             }
         });
         let counted: Vec<_> = counted.collect();
         let partitions = stream::iter(counted).buffer_unordered(COUNTS_AT_ONCE).collect().await;
         Published { standing, partitions }
+    }
+
+    async fn measure_for_pass(
+        &self,
+        id: PartitionId,
+        wanted: &Wanted,
+        known: Option<Arc<Measured>>,
+        deadline: Instant,
+    ) -> Arc<Measured> {
+        let now = Moment::now(&wanted.topic, wanted.partition);
+        if let Some(known) = known
+            && (known.serves(now, &wanted.positions)
+                // A pass has waited for this count before.
+                || (known.is_late() && self.lag.is_being_counted(id)))
+        {
+            return known;
+        }
+        let counted = async {
+            let turn = self.lag.turn(id, deadline).await?;
+            let before = self.lag.known([id].iter()).remove(&id).map(|known| known.measured);
+            turn.count(wanted, wanted.positions.clone(), before, deadline).await
+        };
+        let late = || Arc::new(Measured::late(&wanted.topic, wanted.partition, ANSWER_WITHIN, now));
+        counted.await.unwrap_or_else(late)
     }
 }
 

@@ -1,4 +1,4 @@
-//! What is kept of what was counted, and how it becomes rows. Not here: when it is counted (`refresh`, `query`).
+//! What is kept of what was counted, and how it becomes rows. Not here: when it is counted (`refresh`, `query`, `turns`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,7 +12,7 @@ use rimstone_types::{GroupName, Offset, PartitionId, PartitionIndex, Timestamp, 
 use super::{
     LagUnknown,
     measure::{Measured, Positions},
-    query::Turns,
+    turns::Turns,
 };
 use crate::{
     broker::Inner,
@@ -82,9 +82,19 @@ impl Row {
 }
 
 impl LagTable {
-    /// What a pass found.
-    pub(super) fn publish(&self, published: Published) {
-        let before = std::mem::replace(&mut *self.published.write(), published);
+    /// What a pass found; but what a question has meanwhile counted at a later moment stays.
+    pub(super) fn publish(&self, mut published: Published) {
+        let mut there = self.published.write();
+        for (id, known) in &mut published.partitions {
+            if let Some(kept) = there.partitions.get(id).map(|kept| &kept.measured)
+                && !Arc::ptr_eq(kept, &known.measured)
+                && known.measured.yields_to(kept, &known.positions)
+            {
+                known.measured = Arc::clone(kept);
+            }
+        }
+        let before = std::mem::replace(&mut *there, published);
+        drop(there);
         // Freed without the lock.
         drop(before);
     }
@@ -98,12 +108,16 @@ impl LagTable {
         partitions.filter_map(|id| Some((*id, published.partitions.get(id)?.clone()))).collect()
     }
 
-    /// Puts in what a question had to count, unless a pass has meanwhile found groups where it did not count.
+    /// Puts in what was counted, unless a pass has meanwhile found groups where it was not, or there is better.
     pub(super) fn put(&self, id: PartitionId, measured: &Arc<Measured>) {
         let mut published = self.published.write();
         match published.partitions.get_mut(&id) {
-            Some(known) if measured.covers(&known.positions) => known.measured = Arc::clone(measured),
-            Some(_) => {}
+            Some(known) => {
+                if measured.covers(&known.positions) && !measured.yields_to(&known.measured, &known.positions)
+                {
+                    known.measured = Arc::clone(measured);
+                }
+            }
             None => {
                 let known = Known { measured: Arc::clone(measured), positions: Arc::default() };
                 published.partitions.insert(id, known);
