@@ -91,7 +91,8 @@ fn offsets(count: u32, at: u64) -> Vec<CommitOffset> {
 
 fn commit(groups: &mut Groups, count: u32, at: u64) {
     let name = group_name();
-    let commit = Commit { group: &name, by: Committer::Outside, offsets: offsets(count, at) };
+    let commit =
+        Commit { group: &name, by: Committer::Outside, keeps_place: false, offsets: offsets(count, at) };
     let decision = groups.commit(commit, NOW).expect("the group has no members");
     let answer = apply(groups, decision);
     assert!(answer.len() == count as usize && answer.iter().all(Result::is_ok));
@@ -137,7 +138,8 @@ fn deciding(criterion: &mut Criterion) {
 /// Reading what was written, as after a start.
 fn loading(criterion: &mut Criterion) {
     let name = group_name();
-    let by_partition = Commit { group: &name, by: Committer::Outside, offsets: offsets(PARTITIONS, 5) };
+    let by_partition =
+        Commit { group: &name, by: Committer::Outside, keeps_place: false, offsets: offsets(PARTITIONS, 5) };
     let decision = Groups::default().commit(by_partition, NOW).expect("the group has no members");
     let encoded: Vec<_> = decision.records.iter().map(GroupRecord::encode).collect();
     assert!(encoded.len() >= PARTITIONS as usize);
