@@ -9,6 +9,7 @@
 
 #![deny(unsafe_code)]
 
+mod buffers;
 pub mod compaction;
 mod config;
 mod directory;

@@ -17,6 +17,7 @@ use parking_lot::{Mutex, RwLock};
 use rimstone_types::{Offset, Timestamp};
 
 use crate::{
+    buffers,
     error::{FileError, LogReadError, OpenLogError},
     files,
     frame::{Content, Frame, FrameError, SEAL_FRAME_LENGTH, SEGMENT_HEADER_LENGTH, SegmentHeader, Totals},
@@ -398,10 +399,8 @@ impl Segment {
 
     /// With zeros where the disk cannot read.
     fn pread(&self, at: u64, length: usize) -> Result<Bytes, LogReadError> {
-        let mut buffer = vec![0; length];
-        let read = self.with_file(|file| files::read_around(file, &self.path, &mut buffer, at))?;
-        buffer.truncate(read);
-        Ok(buffer.into())
+        let read = |file: &File, buffer: &mut [u8]| files::read_around(file, &self.path, buffer, at);
+        Ok(self.with_file(|file| buffers::fill(length, |buffer| read(file, buffer)))?)
     }
 
     /// A source of bytes below `end`, which was loaded with [`Segment::end`].
