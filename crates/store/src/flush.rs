@@ -4,6 +4,8 @@
 //!
 //! Only this thread writes segments, publishes ends and resolves tickets of appends.
 
+mod writers;
+
 use std::{
     collections::HashMap,
     sync::{Arc, atomic::Ordering},
@@ -15,6 +17,7 @@ use parking_lot::{Condvar, Mutex};
 use rimstone_log::{LogPosition, WriteFailure, WritePlan};
 use rimstone_types::PartitionId;
 
+use self::writers::Writers;
 use crate::{
     local::{Counters, LocalPartition, Shared},
     partition::WRITTEN_SYNC_INTERVAL,
@@ -24,8 +27,9 @@ use crate::{
 
 /// How long an idle store waits until it makes the witness of the last group durable by itself.
 const WITNESS_IDLE: Duration = Duration::from_millis(100);
-/// Segment files kept open for writing. More would be given back and opened again in turn.
-const OPEN_WRITERS_MAX: usize = 512;
+/// How long a durable end may wait for the witness while groups follow each other. What is written behind it attests
+/// it as well (a frame tells the durable end), so this is for partitions that are not written to any more.
+const WITNESS_WAIT: Duration = Duration::from_millis(10);
 
 /// Partitions that have something for the flusher.
 #[derive(Debug, Default)]
@@ -91,11 +95,10 @@ struct Flusher {
     undurable: HashMap<PartitionId, Undurable>,
     /// When the oldest bytes of a `written` topic that wait for a sync were written.
     oldest_written: Option<Instant>,
-    /// Ends that a completed sync covers, to be written to the witness with the next group.
+    /// Ends that a completed sync covers, to be written to the witness with a group that follows; and since when.
     ends: HashMap<PartitionId, LogPosition>,
     ends_since: Option<Instant>,
-    /// Partitions whose segment file is open for writing, longest unused first.
-    writers: Vec<Arc<LocalPartition>>,
+    writers: Writers,
 }
 
 /// Starts the thread.
@@ -109,7 +112,7 @@ pub(crate) fn start(shared: Arc<Shared>) -> std::io::Result<thread::JoinHandle<(
             oldest_written: None,
             ends: HashMap::new(),
             ends_since: None,
-            writers: Vec::new(),
+            writers: Writers::new(writers::most()),
         };
         while flusher.round() {}
         drop(last_words);
@@ -150,7 +153,7 @@ impl Flusher {
         } else if stop || self.ends_since.is_some_and(|since| since.elapsed() >= WITNESS_IDLE) {
             self.sync_witness();
         }
-        self.give_back_writers();
+        self.writers.give_back(Instant::now());
         !stop
     }
 
@@ -158,6 +161,7 @@ impl Flusher {
         let deadline = [
             self.ends_since.map(|since| since + WITNESS_IDLE),
             self.oldest_written.map(|since| since + WRITTEN_SYNC_INTERVAL),
+            self.writers.look_at(),
         ]
         .into_iter()
         .flatten()
@@ -198,13 +202,14 @@ impl Flusher {
             if let Err(failure) = result {
                 Counters::add(&self.shared.counters.write_failures, 1);
                 partition.write_failed(plan, &failure);
+                // It may be open all the same.
+                self.writers.used(&partition);
                 return false;
             }
             Counters::add(&self.shared.counters.written_bytes, bytes);
             let after = partition.written(plan);
             partition.snapshots_written(after.execute());
-            self.writers.retain(|known| !Arc::ptr_eq(known, &partition));
-            self.writers.push(Arc::clone(&partition));
+            self.writers.used(&partition);
         }
         let undurable = self
             .undurable
@@ -243,7 +248,9 @@ impl Flusher {
         self.oldest_written = None;
         let points: Vec<LogPosition> =
             group.iter().map(|member| member.partition.written_position()).collect();
-        self.record_ends();
+        if self.ends_since.is_some_and(|since| since.elapsed() >= WITNESS_WAIT) {
+            self.record_ends();
+        }
         let mut dirty = Dirty::default();
         for member in &mut group {
             dirty.files.append(&mut member.dirty.files);
@@ -265,7 +272,7 @@ impl Flusher {
                         self.ends.insert(member.partition.id, point);
                     }
                 }
-                self.ends_since = Some(Instant::now());
+                self.ends_since.get_or_insert_with(Instant::now);
             }
             Err(reason) => {
                 Counters::add(&counters.sync_failures, 1);
@@ -299,13 +306,6 @@ impl Flusher {
         self.record_ends();
         if let Err(error) = self.shared.witness.lock().sync() {
             tracing::warn!(%error, "the witness was not synced; recovery will read more");
-        }
-    }
-
-    fn give_back_writers(&mut self) {
-        while self.writers.len() > OPEN_WRITERS_MAX {
-            let partition = self.writers.remove(0);
-            partition.release_writer();
         }
     }
 }

@@ -7,6 +7,8 @@ mod counters;
 mod disk;
 mod partition;
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 
 use std::{

@@ -270,11 +270,15 @@ impl LocalPartition {
         self.waiters.wake();
     }
 
-    pub(crate) fn release_writer(&self) {
+    /// Gives the descriptor back that segments are written through. `false`: it is in use.
+    pub(crate) fn release_writer(&self) -> bool {
         let state = self.state.lock();
-        if !state.log.is_dirty() {
+        // What was closed or given up is never written or synced again.
+        let unused = !state.log.is_dirty() || state.closed.is_some() || state.poisoned.is_some();
+        if unused {
             state.log.release_writer();
         }
+        unused
     }
 
     /// Writes the caches for the next start. `false`: the partition is not clean.

@@ -15,7 +15,7 @@ use rimstone_types::{Offset, PartitionIndex};
 use super::*;
 use crate::{Append, AppendError, Backpressure, ReadLimit, Visibility, conformance::Harness};
 
-fn options(directory: &Path, sync: SyncPreference) -> LocalOptions {
+pub(super) fn options(directory: &Path, sync: SyncPreference) -> LocalOptions {
     LocalOptions {
         directory: directory.to_owned(),
         disk_reserve: ByteCount(0),
@@ -75,7 +75,7 @@ fn batch(value: &str) -> Batch {
     builder.build()
 }
 
-fn append(value: &str) -> Append {
+pub(super) fn append(value: &str) -> Append {
     Append { batch: batch(value), expected_end: None, content_hash: None, now: Timestamp(1_700_000_000_000) }
 }
 
