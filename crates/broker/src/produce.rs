@@ -8,7 +8,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker, ready},
 };
 
 use bytes::Bytes;
@@ -17,9 +17,11 @@ use rimstone_store::Appended;
 use rimstone_types::{
     ByteCount, Offset, PartitionIndex, ProducerEpoch, ProducerId, RequestNumber, Timestamp, TopicName,
 };
-use tokio::sync::oneshot;
+use tokio::{runtime::Handle, sync::oneshot};
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 pub(crate) use prepare::Prepared;
+use submit::Submitted;
 pub(crate) use submit::{is_end_not_met, needs_resend};
 
 use crate::{
@@ -121,12 +123,52 @@ pub(crate) type Answer = Result<ProduceOutcome, ProduceError>;
 /// A request whose place in the order is fixed; resolves when its fate is as durable as the topic asks.
 /// May be dropped: the request goes on all the same.
 #[derive(Debug)]
-pub struct PendingProduce(oneshot::Receiver<Answer>);
+pub struct PendingProduce(Pending);
+
+#[derive(Debug)]
+enum Pending {
+    /// It is with the store. No task of its own: whoever waits for the answer asks the tickets.
+    Submitted {
+        submitted: Box<Submitted>,
+        inner: Arc<Inner>,
+        /// A stop waits for it.
+        _open: TaskTrackerToken,
+    },
+    /// It waits for its turn, or somebody else asks.
+    Elsewhere(oneshot::Receiver<Answer>),
+    Known(Box<Answer>),
+    Answered,
+}
 
 impl PendingProduce {
     pub(crate) fn new() -> (oneshot::Sender<Answer>, Self) {
         let (answer, pending) = oneshot::channel();
-        (answer, Self(pending))
+        (answer, Self(Pending::Elsewhere(pending)))
+    }
+
+    fn submitted(submitted: Submitted, inner: Arc<Inner>) -> Self {
+        let _open = inner.tasks.token();
+        Self(Pending::Submitted { submitted: Box::new(submitted), inner, _open })
+    }
+}
+
+impl PendingProduce {
+    /// Lets the request come to its end, and give its room back, without being asked for its answer; the answer waits
+    /// here. For when it will not be asked for some time. Must be called within a tokio runtime.
+    pub fn detach(&mut self) {
+        if !matches!(self.0, Pending::Submitted { .. }) {
+            return;
+        }
+        let mut context = Context::from_waker(Waker::noop());
+        if let Poll::Ready(answer) = Pin::new(&mut *self).poll(&mut context) {
+            self.0 = Pending::Known(Box::new(answer));
+            return;
+        }
+        let (answer, pending) = oneshot::channel();
+        let before = std::mem::replace(&mut self.0, Pending::Elsewhere(pending));
+        if let Pending::Submitted { submitted, inner, _open } = before {
+            tokio::spawn(async move { drop(answer.send(Ok(submitted.outcome(&inner.metrics).await))) });
+        }
     }
 }
 
@@ -135,9 +177,34 @@ impl Future for PendingProduce {
     type Output = Answer;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.0)
-            .poll(context)
-            .map(|outcome| outcome.unwrap_or_else(|_| Err(ShuttingDown.into())))
+        if matches!(self.0, Pending::Known(_)) {
+            let known = std::mem::replace(&mut self.0, Pending::Answered);
+            return if let Pending::Known(answer) = known { Poll::Ready(*answer) } else { Poll::Pending };
+        }
+        let answer = match &mut self.0 {
+            Pending::Submitted { submitted, inner, .. } => {
+                Ok(ready!(submitted.poll(&inner.metrics, context)))
+            }
+            Pending::Elsewhere(pending) => {
+                ready!(Pin::new(pending).poll(context)).unwrap_or_else(|_| Err(ShuttingDown.into()))
+            }
+            Pending::Known(_) | Pending::Answered => return Poll::Pending,
+        };
+        self.0 = Pending::Answered;
+        Poll::Ready(answer)
+    }
+}
+
+impl Drop for PendingProduce {
+    /// Nobody waits any more: the room that the request takes is held, and its fate counted, until it has one.
+    fn drop(&mut self) {
+        let pending = std::mem::replace(&mut self.0, Pending::Answered);
+        if let Pending::Submitted { submitted, inner, _open } = pending
+            && let Ok(runtime) = Handle::try_current()
+        {
+            let tasks = inner.tasks.clone();
+            tasks.spawn_on(async move { drop(submitted.outcome(&inner.metrics).await) }, &runtime);
+        }
     }
 }
 
@@ -217,14 +284,7 @@ impl Inner {
         if let Some(numbering) = numbering {
             return self.produce_in_session(numbering, prepared);
         }
-        let submitted = self.submit(prepared)?;
-        let (answer, pending) = PendingProduce::new();
-        let inner = Arc::clone(self);
-        self.tasks.spawn(async move {
-            // The caller may have gone: then the append stands all the same.
-            drop(answer.send(Ok(submitted.outcome(&inner.metrics).await)));
-        });
-        Ok(pending)
+        Ok(PendingProduce::submitted(self.submit(prepared)?, Arc::clone(self)))
     }
 }
 

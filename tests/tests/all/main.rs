@@ -22,5 +22,6 @@ mod readme;
 mod refusals;
 mod replays;
 mod retention;
+mod slow_clients;
 mod stops;
 mod written;

@@ -1,6 +1,13 @@
 //! Handing batches to the store in order, and what becomes of them.
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    future::{Future as _, poll_fn},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Instant,
+};
 
 use rimstone_store::{AppendError, AppendTicket, Appended, Backpressure};
 use rimstone_types::{Offset, PartitionIndex};
@@ -22,6 +29,8 @@ use crate::{
 pub(crate) struct Submitted {
     topic: Arc<Topic>,
     parts: Vec<Part>,
+    /// What became of the first of them.
+    results: Vec<PartitionAppend>,
     places: Option<Vec<Place>>,
     arrived: Instant,
     _reservation: Reservation,
@@ -60,34 +69,41 @@ impl Inner {
             }
             parts.push(Part { partition, records, bytes, ticket });
         }
-        Ok(Submitted { topic, parts, places, arrived, _reservation: reservation })
+        let results = Vec::with_capacity(parts.len());
+        Ok(Submitted { topic, parts, results, places, arrived, _reservation: reservation })
     }
 }
 
 impl Submitted {
-    /// Waits for all tickets.
-    pub(crate) async fn outcome(self, metrics: &Metrics) -> ProduceOutcome {
-        let mut results = Vec::with_capacity(self.parts.len());
-        for part in self.parts {
-            let result = match part.ticket {
-                Ok(ticket) => ticket.await.map_err(PartitionAppendError::from),
-                Err(refusal) => Err(refusal.into()),
+    /// The outcome, once all tickets have theirs; they are told in order, so that whoever waits is woken for the
+    /// first one and finds the others answered. Not to be asked again after that.
+    pub(crate) fn poll(&mut self, metrics: &Metrics, context: &mut Context<'_>) -> Poll<ProduceOutcome> {
+        while let Some(part) = self.parts.get_mut(self.results.len()) {
+            let result = match &mut part.ticket {
+                Ok(ticket) => ready!(Pin::new(ticket).poll(context)).map_err(PartitionAppendError::from),
+                Err(refusal) => Err(refusal.clone().into()),
             };
             match &result {
                 Ok(appended) => self.topic.counters.produced(part.records, part.bytes, appended.duplicate),
                 Err(error) => metrics.error(error),
             }
-            results.push(PartitionAppend { partition: part.partition, result });
+            self.results.push(PartitionAppend { partition: part.partition, result });
         }
         metrics.produce_seconds.observe(self.arrived.elapsed().as_secs_f64());
-        match self.places {
+        let results = std::mem::take(&mut self.results);
+        Poll::Ready(match self.places.take() {
             None => ProduceOutcome { appends: results, records: Vec::new() },
             Some(places) => {
                 let records = places.iter().map(|place| position(&results[place.append], place.record));
                 let records = records.collect();
                 ProduceOutcome { appends: merge(results), records }
             }
-        }
+        })
+    }
+
+    /// Waits for all tickets.
+    pub(crate) async fn outcome(mut self, metrics: &Metrics) -> ProduceOutcome {
+        poll_fn(|context| self.poll(metrics, context)).await
     }
 }
 

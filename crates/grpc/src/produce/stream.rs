@@ -1,7 +1,7 @@
 //! `ProduceStream`: one half reads requests and fixes their order, the other answers them in that order. What
 //! may be between the two is bounded in bytes and in number.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, future::Future, sync::Arc, time::Duration};
 
 use rimstone_broker::{PendingProduce, ProduceRequest, Reservation};
 use rimstone_proto::v1::{
@@ -171,11 +171,14 @@ impl ProduceStream {
         in_flight: mpsc::Sender<InFlight>,
     ) -> End {
         let window = Arc::new(Semaphore::new(self.window_bytes as usize));
+        // Once for the stream: what all streams wait for together has one lock.
+        let (stopped, gone) = (self.stop.cancelled(), self.answers.closed());
+        tokio::pin!(stopped, gone);
         loop {
             let message = tokio::select! {
                 biased;
-                () = self.stop.cancelled() => return End::Refused(self.refused(Refusal::shutting_down())),
-                () = self.answers.closed() => return End::Gone,
+                () = &mut stopped => return End::Refused(self.refused(Refusal::shutting_down())),
+                () = &mut gone => return End::Gone,
                 message = requests.message() => message,
             };
             let append = match message {
@@ -188,8 +191,8 @@ impl ProduceStream {
             };
             let taken = tokio::select! {
                 biased;
-                () = self.stop.cancelled() => return End::Refused(self.refused(Refusal::shutting_down())),
-                () = self.answers.closed() => return End::Gone,
+                () = &mut stopped => return End::Refused(self.refused(Refusal::shutting_down())),
+                () = &mut gone => return End::Gone,
                 taken = self.take(append, &window) => taken,
             };
             // The answering half ends early only when the client is gone.
@@ -237,8 +240,9 @@ impl ProduceStream {
     }
 
     /// Answers in the order in which requests were read, until there are no more, or nobody listens.
-    async fn answer(&self, mut to_answer: mpsc::Receiver<InFlight>) {
-        while let Some(InFlight { correlation_id, taken, _share }) = to_answer.recv().await {
+    async fn answer(&self, to_answer: mpsc::Receiver<InFlight>) {
+        let mut queue = Answering { to_answer, held: VecDeque::new() };
+        while let Some(InFlight { correlation_id, taken, _share }) = queue.next().await {
             let answered = match taken {
                 Ok((topic, pending)) => match pending.await {
                     Ok(outcome) => Ok(produce_response(outcome, &topic)),
@@ -252,9 +256,55 @@ impl ProduceStream {
             };
             let ack = ProduceStreamAck { correlation_id, error, response };
             let kind = Some(produce_stream_response::Kind::Ack(ack));
-            if self.answers.send(Ok(ProduceStreamResponse { kind })).await.is_err() {
-                return;
+            let room = match self.answers.try_reserve() {
+                Ok(room) => Some(room),
+                Err(_) => queue.until(self.answers.reserve()).await.ok(),
+            };
+            let Some(room) = room else { return };
+            room.send(Ok(ProduceStreamResponse { kind }));
+        }
+    }
+}
+
+/// Requests that are to be answered, in order.
+struct Answering {
+    to_answer: mpsc::Receiver<InFlight>,
+    /// Those that came while the client did not read.
+    held: VecDeque<InFlight>,
+}
+
+impl Answering {
+    async fn next(&mut self) -> Option<InFlight> {
+        match self.held.pop_front() {
+            Some(next) => Some(next),
+            None => self.to_answer.recv().await,
+        }
+    }
+
+    /// Waits for the client to read. Meanwhile requests come to their ends all the same: what they hold of the
+    /// server's budget must not depend on a client that does not read.
+    async fn until<T>(&mut self, room: impl Future<Output = T>) -> T {
+        self.held.iter_mut().for_each(detach);
+        tokio::pin!(room);
+        let mut more = true;
+        loop {
+            tokio::select! {
+                biased;
+                room = &mut room => return room,
+                next = self.to_answer.recv(), if more && self.held.len() < REQUESTS_IN_FLIGHT_MAX => match next {
+                    Some(mut next) => {
+                        detach(&mut next);
+                        self.held.push_back(next);
+                    }
+                    None => more = false,
+                },
             }
         }
+    }
+}
+
+fn detach(request: &mut InFlight) {
+    if let Ok((_, pending)) = &mut request.taken {
+        pending.detach();
     }
 }
