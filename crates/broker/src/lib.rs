@@ -64,7 +64,8 @@ pub use produce::{
 };
 pub use producer_ids::{InitializedProducer, ProducerListing, ProducerPartition, ProducerState};
 pub use read::{
-    ChunkContent, PartitionFailed, ReadChunk, ReadEnd, ReadFilter, ReadFormat, ReadRequest, ReadStart, Reader,
+    ChunkContent, Origin, PartitionFailed, ReadChunk, ReadEnd, ReadFilter, ReadFormat, ReadRequest,
+    ReadStart, Reader,
 };
 pub use replay::{PlannedMove, PlannedPartition, ReplayBlocked, ReplayPlan, ReplaySpec, ReplayTo};
 pub use reserve::Reservation;

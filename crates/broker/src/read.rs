@@ -2,10 +2,10 @@
 
 mod reader;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
-use rimstone_store::{LogEnds, ReadBatch, Visibility};
+use rimstone_store::{LogEnds, PartitionStore, ReadBatch, Visibility};
 use rimstone_types::{ByteCount, Offset, PartitionIndex, Timestamp, TopicName};
 
 pub use reader::Reader;
@@ -106,6 +106,22 @@ pub struct ReadChunk {
     pub next: Offset,
     /// The ends, taken before the read.
     pub ends: LogEnds,
+}
+
+/// Where the bytes of a chunk come from: whoever keeps them keeps the segments that they are in.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    store: Arc<dyn PartitionStore>,
+    next: Offset,
+    generation: u64,
+}
+
+impl Origin {
+    /// Whether the segments may be gone by now, so that only those who keep bytes of them keep their space from being
+    /// used again.
+    pub fn may_be_gone(&self) -> bool {
+        self.store.ends().start >= self.next || self.store.generation() != self.generation
+    }
 }
 
 /// What was read.

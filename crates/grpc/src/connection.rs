@@ -3,6 +3,7 @@
 use std::{
     future::Future as _,
     io,
+    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -17,7 +18,7 @@ use tokio::{
     time::{Sleep, sleep},
 };
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tonic::transport::server::Connected;
 
 use crate::open::OpenCalls;
 
@@ -56,16 +57,27 @@ pub(crate) fn accept(
             if let Err(error) = stream.set_nodelay(true) {
                 tracing::debug!(%peer, %error, "could not set TCP_NODELAY");
             }
+            let breaker = kill.child_token();
             let connection = Connection {
                 stream,
                 silence: Some(Box::pin(sleep(FIRST_BYTES_WAIT_MAX))),
-                killed: Box::pin(kill.clone().cancelled_owned()),
+                killed: Box::pin(breaker.clone().cancelled_owned()),
                 open: open.clone(),
+                peer: Peer { address: peer, breaker },
                 _permit: permit,
             };
             return Some((Ok(connection), (listener, permits, kill, open)));
         }
     })
+}
+
+/// What a call knows of its connection.
+#[derive(Debug, Clone)]
+pub(crate) struct Peer {
+    /// The other side.
+    pub(crate) address: SocketAddr,
+    /// Cancelling it breaks the connection, with all its calls.
+    pub(crate) breaker: CancellationToken,
 }
 
 /// One connection; it counts against the bound until it is dropped.
@@ -78,6 +90,7 @@ pub(crate) struct Connection {
     /// that looking at it there is enough.
     killed: Pin<Box<WaitForCancellationFutureOwned>>,
     open: OpenCalls,
+    peer: Peer,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -91,10 +104,10 @@ impl Connection {
 }
 
 impl Connected for Connection {
-    type ConnectInfo = TcpConnectInfo;
+    type ConnectInfo = Peer;
 
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
     }
 }
 

@@ -1,5 +1,7 @@
-//! `ConsumeService`: the long poll and the stream of records. The stream of a group member is in `session`.
+//! `ConsumeService`: the long poll and the stream of records. The stream of a group member is in `session`; streams
+//! of stored batches go past the generated service, in `raw`.
 
+mod raw;
 mod session;
 
 use std::{collections::BTreeMap, pin::Pin, time::Duration};
@@ -15,7 +17,9 @@ use rimstone_types::{ByteCount, Offset, PartitionIndex, Timestamp, TopicName};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+pub(crate) use self::raw::RawReads;
 use crate::{
+    connection::Peer,
     convert::{encoded_batch, known, log_ends, offset, stored_record, topic_name, visibility},
     door::Door,
     receive::Received,
@@ -28,7 +32,7 @@ use crate::{
 const DECODE_IN_PLACE_BYTES_MAX: u64 = 64 << 10;
 
 /// The service.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Consume {
     door: Door,
 }
@@ -307,7 +311,8 @@ impl v1::consume_service_server::ConsumeService for Consume {
         &self,
         request: Request<Streaming<v1::ConsumeRequest>>,
     ) -> Result<Response<Self::ConsumeStream>, Status> {
-        let host = request.remote_addr().map(|address| address.ip().to_string()).unwrap_or_default();
+        let peer = request.extensions().get::<Peer>();
+        let host = peer.map(|peer| peer.address.ip().to_string()).unwrap_or_default();
         let received = request.extensions().get::<Received>().cloned().unwrap_or_default();
         let answers = session::open(self.door.clone(), host, received, request.into_inner());
         Ok(Response::new(ReceiverStream::new(answers)))

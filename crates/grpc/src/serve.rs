@@ -18,12 +18,21 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use tower::util::{MapRequestLayer, MapResponseLayer};
 
 use crate::{
-    admin::Admin, connection, consume::Consume, door::Door, explain::explain, group::Groups, lag::Lag,
-    open::OpenCalls, options::GrpcOptions, produce::Produce, receive::Receive, replay::Replay,
+    admin::Admin,
+    connection,
+    consume::{Consume, RawReads},
+    door::Door,
+    explain::explain,
+    group::Groups,
+    lag::Lag,
+    open::OpenCalls,
+    options::GrpcOptions,
+    produce::Produce,
+    receive::Receive,
+    replay::Replay,
 };
 
 type ProduceServer = v1::produce_service_server::ProduceServiceServer<Produce>;
-type ConsumeServer = v1::consume_service_server::ConsumeServiceServer<Consume>;
 type GroupServer = v1::group_service_server::GroupServiceServer<Groups>;
 type LagServer = v1::lag_service_server::LagServiceServer<Lag>;
 type ReplayServer = v1::replay_service_server::ReplayServiceServer<Replay>;
@@ -33,7 +42,7 @@ type AdminServer = v1::admin_service_server::AdminServiceServer<Admin>;
 const SERVICES: [&str; 7] = [
     "",
     ProduceServer::NAME,
-    ConsumeServer::NAME,
+    RawReads::NAME,
     GroupServer::NAME,
     LagServer::NAME,
     ReplayServer::NAME,
@@ -47,8 +56,9 @@ const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 /// The same for all calls of a connection together; times the connections, it bounds what clients can park here.
 const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 
-/// The longest HTTP/2 frame: batches of 1 MiB in 16 frames instead of 64.
-const FRAME_BYTES_MAX: u32 = 64 << 10;
+/// The longest HTTP/2 frame: batches of 1 MiB in 4 frames instead of 64. A frame is held until it is whole, so that a
+/// connection can park one of these beside its windows.
+const FRAME_BYTES_MAX: u32 = 256 << 10;
 
 /// The longest request head; ours have a few hundred bytes.
 const HEADER_LIST_BYTES_MAX: u32 = 16 << 10;
@@ -165,9 +175,7 @@ fn routes(
     let produce = ProduceServer::new(Produce::new(door.clone(), options.stream_window))
         .max_decoding_message_size(in_max)
         .max_encoding_message_size(out_max);
-    let consume = ConsumeServer::new(Consume::new(door.clone()))
-        .max_decoding_message_size(in_max)
-        .max_encoding_message_size(out_max);
+    let consume = RawReads::new(Consume::new(door.clone()), in_max, out_max);
     let group = GroupServer::new(Groups::new(door.clone()))
         .max_decoding_message_size(in_max)
         .max_encoding_message_size(out_max);

@@ -37,7 +37,7 @@ const DOOR_LIBRARIES: &[(&str, &[&str])] = &[
     ("tonic-types", &["grpc", "client"]),
     ("tonic-health", &["grpc"]),
     ("tonic-reflection", &["grpc"]),
-    ("tonic-prost", &["proto"]),
+    ("tonic-prost", &["grpc", "proto"]),
     ("prost", &["proto", "grpc", "client"]),
     ("prost-types", &["proto", "grpc"]),
     ("hyper", &[]),

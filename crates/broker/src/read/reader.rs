@@ -10,8 +10,8 @@ use rimstone_types::{ByteCount, Offset, PartitionIndex};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
-    ChunkContent, PartitionFailed, ReadChunk, ReadEnd, ReadFilter, ReadFormat, ReadRequest, ReadStart,
-    visible_end,
+    ChunkContent, Origin, PartitionFailed, ReadChunk, ReadEnd, ReadFilter, ReadFormat, ReadRequest,
+    ReadStart, visible_end,
 };
 use crate::{
     broker::Inner,
@@ -37,6 +37,8 @@ pub struct Reader {
     chunk_bytes: ByteCount,
     /// How many records may still be answered.
     remaining: Option<u64>,
+    /// Of the last chunk.
+    origin: Option<Origin>,
     ended: bool,
     _one_of_many: OwnedSemaphorePermit,
 }
@@ -101,6 +103,7 @@ impl Reader {
             visibility: request.visibility,
             chunk_bytes: ByteCount(chunk_bytes.get().max(1)),
             remaining: request.max_records,
+            origin: None,
             ended: false,
             _one_of_many: one_of_many,
         })
@@ -122,6 +125,11 @@ impl Reader {
             }
         }
         chunk
+    }
+
+    /// Where the bytes of the last piece come from.
+    pub fn origin(&self) -> Option<Origin> {
+        self.origin.clone()
     }
 
     async fn find_chunk(&mut self) -> Option<Result<ReadChunk, ReadError>> {
@@ -163,6 +171,7 @@ impl Reader {
             return Ok(None);
         }
         let from = cursor.next;
+        let generation = cursor.store.generation();
         let mut batches = Vec::new();
         if !cursor.decoder.has_more() {
             let limit =
@@ -186,6 +195,7 @@ impl Reader {
             }
         };
         let Cursor { partition, until, next, ends, .. } = *cursor;
+        self.origin = Some(Origin { store: Arc::clone(&cursor.store), next, generation });
         Ok(Some(ReadChunk { partition, from, until, content, next, ends }))
     }
 }
