@@ -36,8 +36,13 @@ impl Held {
 }
 
 impl MemberSession {
-    /// Asks for the beginnings of partitions that are held.
-    pub(super) fn ask_to_begin(&mut self, places: &[Place]) {
+    /// Asks for the beginnings that have gathered, unless some are asked for: those of partitions that are overtaken
+    /// together are one request. Whether it has asked.
+    pub(super) fn ask_to_begin(&mut self) -> bool {
+        if self.beginning > 0 || self.to_begin.is_empty() {
+            return false;
+        }
+        let places: Vec<_> = std::mem::take(&mut self.to_begin).into_iter().collect();
         for places in places.chunks(PARTITIONS_PER_EVENT) {
             self.begins += 1;
             let mut partitions = Vec::with_capacity(places.len());
@@ -49,19 +54,17 @@ impl MemberSession {
                 partitions.push(ToBegin { topic, partition, at: held.at });
             }
             if !partitions.is_empty() {
+                self.beginning += 1;
                 self.outbox.begin(self.begins, self.reading.visibility, partitions);
             }
         }
-    }
-
-    /// Asks again for what the shard could not take.
-    pub(super) fn ask_to_begin_again(&mut self) {
-        let unbegun: Vec<_> = std::mem::take(&mut self.unbegun).into_iter().collect();
-        self.ask_to_begin(&unbegun);
+        self.asked();
+        true
     }
 
     /// The answer to a request for beginnings. What was stopped or sought meanwhile is passed over.
     pub(super) fn begun(&mut self, number: u64, named: Named, result: Result<Vec<Begun>, GroupRequestError>) {
+        self.beginning -= 1;
         let begun = match result {
             Ok(begun) => begun,
             Err(error) => {

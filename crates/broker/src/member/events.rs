@@ -1,7 +1,7 @@
 //! What a session tells its member: partitions by the difference between the latest view and what was told
 //! before, then records in turn.
 
-use std::{collections::BTreeMap, convert::Infallible};
+use std::{collections::BTreeMap, convert::Infallible, future::ready};
 
 use rimstone_state::group::MemberView;
 use tokio::time::{Instant, sleep_until};
@@ -34,6 +34,7 @@ impl MemberSession {
             if self.again_at.is_some_and(|at| at <= Instant::now()) {
                 self.ask_again();
             }
+            self.ask_to_begin();
             if self.events.is_empty() {
                 self.take_update()?;
             }
@@ -56,8 +57,13 @@ impl MemberSession {
             if !self.events.is_empty() {
                 continue;
             }
-            if let Some(records) = self.read().await? {
+            let read = self.read().await?;
+            let has_asked = self.ask_to_begin();
+            if let Some(records) = read {
                 return Ok(SessionEvent::Records(records));
+            }
+            if has_asked {
+                continue;
             }
             if self.events.is_empty() {
                 self.wait().await?;
@@ -150,9 +156,10 @@ impl MemberSession {
     /// Tells the shard once more what it could not take.
     fn ask_again(&mut self) {
         self.again_at = None;
-        self.ask_to_begin_again();
+        self.to_begin.append(&mut self.unbegun);
         if !self.given_back.is_empty() {
             self.outbox.stopped(self.view.epoch, self.given_back.iter().cloned().collect());
+            self.asked();
         }
     }
 
@@ -211,7 +218,7 @@ impl MemberSession {
     }
 
     fn tell_started(&mut self, started: BTreeMap<Place, Cursor>) {
-        let (mut partitions, mut problems, mut held) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut partitions, mut problems) = (Vec::new(), Vec::new());
         for (place, mut cursor) in started {
             let committed = self.committed_offset(&place, &cursor);
             match cursor.begin(committed, self.reading) {
@@ -219,11 +226,11 @@ impl MemberSession {
                     partitions.push(begun);
                     problems.extend(problem.map(|problem| (place.clone(), problem)));
                 }
-                Beginning::Held => held.push(place.clone()),
+                Beginning::Held => drop(self.to_begin.insert(place.clone())),
             }
             self.cursors.insert(place, cursor);
         }
-        self.ask_to_begin(&held);
+        self.ask_to_begin();
         self.tell(partitions, problems);
     }
 
@@ -254,6 +261,8 @@ impl MemberSession {
             let turn = tokio::select! {
                 biased;
                 turn = cursor.turn(&self.inner, self.reading, allowed) => turn,
+                // What has gathered does not wait for a slow read.
+                () = ready(()), if self.beginning == 0 && !self.to_begin.is_empty() => break,
                 // A slow read keeps nobody from hearing; it goes on. What it is, is found by who waits for it.
                 () = self.inner.shutdown.cancelled() => break,
                 () = self.outbox.wait() => break,
@@ -282,7 +291,7 @@ impl MemberSession {
                     self.problem(topic, partition, problem);
                     break;
                 }
-                Turn::ByLatest => self.ask_to_begin(&[place]),
+                Turn::ByLatest => drop(self.to_begin.insert(place)),
                 Turn::Closing => return Err(ShuttingDown.into()),
             }
         }

@@ -59,6 +59,10 @@ pub struct MemberSession {
     pub(super) again_at: Option<Instant>,
     /// Whose beginnings it could not take.
     pub(super) unbegun: BTreeSet<Place>,
+    /// Whose beginnings are to be asked for.
+    pub(super) to_begin: BTreeSet<Place>,
+    /// Requests for beginnings that are not answered.
+    pub(super) beginning: usize,
     /// Requests for beginnings so far.
     pub(super) begins: u64,
     /// The latest view.
@@ -130,6 +134,8 @@ impl MemberSession {
             given_back: BTreeSet::new(),
             again_at: None,
             unbegun: BTreeSet::new(),
+            to_begin: BTreeSet::new(),
+            beginning: 0,
             begins: 0,
             view: start.view.clone(),
             ready,
@@ -221,6 +227,7 @@ impl MemberSession {
         }
         if !stopped.is_empty() {
             self.outbox.stopped(self.view.epoch, stopped);
+            self.asked();
         }
         self.progress();
         self.tell_stopping();
@@ -250,8 +257,14 @@ impl MemberSession {
         }
         self.progress();
         self.outbox.commit(correlation, offsets, room);
-        self.pulse.heard(self.outbox.has_room());
+        self.asked();
         Ok(())
+    }
+
+    /// The shard was asked something: while that is too much, no more of the stream is read, and the silence is not
+    /// the member's.
+    pub(super) fn asked(&self) {
+        self.pulse.heard(self.outbox.has_room());
     }
 
     /// Reads a partition from elsewhere; records sent from now on carry `seek_id`.

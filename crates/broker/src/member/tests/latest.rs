@@ -310,3 +310,69 @@ async fn what_the_shard_could_not_take_is_asked_again_while_there_are_records() 
     assert_eq!(begun, [(1, Some(0))].into());
     records(event(&mut session).await);
 }
+
+impl Fixture {
+    /// A member without credit, whose partitions, this many, retention has overtaken; the shard answers nothing.
+    async fn overtaken_unseen(&self, partitions: u32) -> MemberSession {
+        self.topic("t", partitions).await;
+        for partition in 0..partitions {
+            self.put("t", partition, &["a"]).await;
+            self.put("t", partition, &["b"]).await;
+        }
+        let request = JoinRequest { credit: Credit::default(), ..latest("m") };
+        let mut session = self.join(request).await;
+        assert_eq!(started(event(&mut session).await).len(), partitions as usize);
+        for partition in 0..partitions {
+            session.seek(name("t"), PartitionIndex(partition), SeekTo::Earliest, 1);
+        }
+        let all = (0..partitions).map(|partition| (PartitionIndex(partition), at(1))).collect();
+        self.broker.delete_records(&name("t"), all).await.expect("they are in the log");
+        self.store.script(shard(), |script| script.hold = true);
+        session
+    }
+
+    async fn answer_again(&self) {
+        self.store.script(shard(), |script| script.hold = false);
+        while self.store.held(shard()) > 0 {
+            self.store.release(shard(), None).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn partitions_that_are_overtaken_together_are_begun_together() {
+    let fixture = Fixture::new().await;
+    let mut session = fixture.overtaken_unseen(100).await;
+    let before = session.begins;
+    commit(&mut session, 1, 0, 2);
+    session.credit(PLENTY);
+    quiet(&mut session).await;
+    assert_eq!(session.begins - before, 1, "requests");
+    assert!(session.takes_messages());
+    fixture.answer_again().await;
+    assert_eq!(committed(event(&mut session).await).0, 1);
+    quiet(&mut session).await;
+    for partition in 0..100 {
+        fixture.put("t", partition, &["c"]).await;
+        assert_eq!(values(&records(event(&mut session).await)), ["c"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_not_read_because_of_a_beginning_is_not_silent() {
+    let fixture = Fixture::new().await;
+    let mut session = fixture.overtaken_unseen(1).await;
+    for correlation in 0..63 {
+        commit(&mut session, correlation, 0, 2);
+    }
+    assert!(session.takes_messages());
+    session.credit(PLENTY);
+    quiet(&mut session).await;
+    assert!(!session.takes_messages());
+    let longer_than_a_session = Duration::from_secs(100);
+    let _ = tokio::time::timeout(longer_than_a_session, session.hear()).await;
+    fixture.answer_again().await;
+    let _ = tokio::time::timeout(Duration::from_secs(30), session.hear()).await;
+    let described = fixture.broker.describe_group(&group("g")).await.unwrap();
+    assert_eq!(described.group.members.len(), 1);
+}
