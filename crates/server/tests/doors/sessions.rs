@@ -240,12 +240,14 @@ async fn what_a_member_may_not_say() {
         };
         assert_eq!(reason.code(), Code::InvalidArgument, "{reason:?}");
     }
+    // With a record there is something to choose.
+    server.fill("t", &["a"]).await;
     let (mut member, _) = Member::join(&server, v1::ConsumeJoin { start: 1, ..join("g", "m") }).await;
     assert_eq!(member.started().await[0].offset, None);
     let heard = member.hear().await;
     let Hear::Problem(problem) = heard else { panic!("not a problem: {heard:?}") };
     let numbers = assert_item(problem.error.as_ref(), Code::FailedPrecondition, "START_POSITION_NEEDED");
-    assert_eq!(numbers["high_watermark"], "0");
+    assert_eq!(numbers["high_watermark"], "1");
     member.say(Say::Pause(v1::ConsumePause { partitions: vec![partition(0)] })).await;
     member.say(Say::Heartbeat(v1::ConsumeHeartbeat { progress: false })).await;
     assert!(matches!(member.hear().await, Hear::Alive(_)));
