@@ -25,6 +25,7 @@ awk -v folder="$work/readme" -v address="$address" -v work="$work" '
         sub(/--data data/, "--data " work "/data")
         sub(/--follow/, "--follow -n 3")
         if (/^rimstone consume .*--group/ && !/ --until/) $0 = $0 " --until-idle 3s"
+        if (/ --watch/) sub(/ *#.*/, "")
         if (/ --watch/) $0 = "timeout 3 " $0 " || test $? -eq 124"
         # A word on each that it works: how fast is for other machines and other days.
         if (/^rimstone bench/) { sub(/ *#.*/, ""); sub(/--evict data/, "--evict " work "/data"); sub(/-n 300000/, "-n 3000") }
