@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod lab;
+pub mod options;
 pub mod payload;
 pub mod row;
 pub mod stats;

@@ -12,53 +12,32 @@
 mod peer;
 mod rows;
 
-use std::{path::PathBuf, process::ExitCode, time::Instant};
+use std::{process::ExitCode, time::Instant};
 
-use anyhow::{bail, ensure};
+use anyhow::ensure;
 use clap::Parser;
 use rimstone_benches::{
     lab::Lab,
+    options::{self, Options},
     table::{Table, shown, unless_interrupted},
 };
 
 use crate::{peer::Peer, rows::Experiment};
-
-/// As many as for the goals.
-const PAIRS_DEFAULT: u32 = 5;
 
 /// Measures Rimstone beside other servers; ends with 1 if a row cannot be measured.
 ///
 /// A server that is not installed is left out, or, with CI=true in the environment, a failure.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// Pairs of runs for each row [default: 5, or 1 with --quick]
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    pairs: Option<u32>,
-    /// Only these: keys that --list shows, or how they begin, with commas between them
-    #[arg(long, value_name = "KEY,...", value_delimiter = ',')]
-    only: Vec<String>,
-    /// Shows the keys and measures nothing
-    #[arg(long)]
-    list: bool,
-    /// Tiny runs, to see that every row works. The figures mean nothing
-    #[arg(long)]
-    quick: bool,
-    /// Writes the table to this file as well, as Markdown
-    #[arg(long, value_name = "FILE")]
-    markdown: Option<PathBuf>,
-    /// The program that is compared
-    #[arg(long, value_name = "FILE", default_value = "target/release/rimstone")]
-    rimstone: PathBuf,
-    /// Where all servers write their data: on the disk under test
-    #[arg(long, value_name = "DIRECTORY", default_value = "target")]
-    directory: PathBuf,
+    #[command(flatten)]
+    options: Options,
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
-    let arguments = Arguments::parse();
-    let chosen = chosen(&arguments.only)?;
-    if arguments.list {
+    let Arguments { options } = Arguments::parse();
+    let chosen = chosen(&options.only)?;
+    if options.list {
         chosen.iter().for_each(|experiment| println!("{}", experiment.key()));
         return Ok(ExitCode::SUCCESS);
     }
@@ -69,9 +48,9 @@ async fn main() -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     // No row of this table is about memory.
-    let Arguments { rimstone, directory, quick, .. } = &arguments;
-    let lab = Lab::new(rimstone, &["peers"], directory, directory, *quick)?;
-    let pairs = arguments.pairs.unwrap_or(if *quick { 1 } else { PAIRS_DEFAULT });
+    let (directory, quick) = (&options.directory, options.quick);
+    let lab = Lab::new(&options.rimstone, &["peers"], directory, directory, quick)?;
+    let pairs = options.pairs();
     let mut machine = lab.machine()?;
     for peer in [Peer::RedisAlways, Peer::Nats] {
         if here.contains(&peer) {
@@ -82,7 +61,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     println!("{}", rows::NOTE);
     let begun = Instant::now();
     let table = unless_interrupted(async {
-        let mut table = Table { quick: *quick, ..Table::default() };
+        let mut table = Table { quick, ..Table::default() };
         for experiment in chosen {
             table.measure(&experiment.rows(), pairs, || experiment.run(&lab)).await;
         }
@@ -92,24 +71,14 @@ async fn main() -> anyhow::Result<ExitCode> {
     table.tell(
         &format!("{machine}. {}", rows::NOTE.trim_end_matches('.')),
         pairs,
-        arguments.markdown.as_deref(),
+        options.markdown.as_deref(),
     )?;
     eprintln!("{} in all", shown(begun.elapsed()));
     Ok(if table.passes() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn chosen(only: &[String]) -> anyhow::Result<Vec<Experiment>> {
-    let all = rows::all();
-    for text in only {
-        if text.is_empty() || !all.iter().any(|experiment| experiment.key().starts_with(text)) {
-            let keys: Vec<_> = all.iter().map(Experiment::key).collect();
-            bail!("--only: nothing is called {text:?}; there are {}", keys.join(", "));
-        }
-    }
-    let named = |experiment: &Experiment| {
-        only.is_empty() || only.iter().any(|text| experiment.key().starts_with(text))
-    };
-    Ok(all.into_iter().filter(named).collect())
+    options::chosen(only, rows::all(), Experiment::key)
 }
 
 /// The servers that are installed; says which are not, and fails because of them if it must not go on without.

@@ -2,6 +2,12 @@
 
 use super::*;
 
+/// Whether member a of group g has yet to confirm a stop.
+fn is_asked_to_stop(fake: &Fake) -> bool {
+    let mut world = fake.world.lock();
+    world.group("g").members.get("a").is_some_and(|member| !member.stopping.is_empty())
+}
+
 #[tokio::test]
 async fn a_stop_by_hand_waits_for_what_is_in_hand() {
     let fake = filled(1, 2, 50).await;
@@ -52,11 +58,7 @@ async fn a_stop_also_goes_through_when_what_is_in_hand_is_dropped() {
     let mut second = builder(&fake, "b").build().unwrap();
     let asking = tokio::spawn(async move { first.next().await.map(|record| record.offset) });
     let moved = tokio::spawn(async move { second.next().await.unwrap().offset.get() });
-    let asked_to_stop = || {
-        let mut world = fake.world.lock();
-        world.group("g").members.get("a").is_some_and(|member| !member.stopping.is_empty())
-    };
-    until("a is asked to stop", asked_to_stop).await;
+    until("a is asked to stop", || is_asked_to_stop(&fake)).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(!has_stopped(&fake, 0) && !has_stopped(&fake, 1));
     drop(held);
@@ -85,11 +87,7 @@ async fn a_stop_waits_for_the_answers_to_its_commits() {
     let mut second = builder(&fake, "b").build().unwrap();
     let asking = tokio::spawn(async move { first.next().await.map(|record| record.offset) });
     let moved = tokio::spawn(async move { second.next().await.unwrap().offset.get() });
-    let asked_to_stop = || {
-        let mut world = fake.world.lock();
-        world.group("g").members.get("a").is_some_and(|member| !member.stopping.is_empty())
-    };
-    until("a is asked to stop", asked_to_stop).await;
+    until("a is asked to stop", || is_asked_to_stop(&fake)).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(!has_stopped(&fake, 0) && !has_stopped(&fake, 1));
     fake.world.lock().session_faults.refuse_commit = 0;
