@@ -1,8 +1,8 @@
 //! The data directory: its lock, its identity, its clean mark, and where partitions lie in it.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Write},
+    fs::{self, File},
+    io,
     path::{Path, PathBuf},
 };
 
@@ -74,7 +74,7 @@ impl DataDirectory {
     /// # Errors
     /// [`DirectoryError`].
     pub fn open(path: &Path, new_id: Uuid, now: Timestamp) -> Result<Self, DirectoryError> {
-        fs::create_dir_all(path).map_err(|error| FileError::new("create", path, error))?;
+        files::make_directories(path).map_err(|error| FileError::new("create", path, error))?;
         let path = path.canonicalize().map_err(|error| FileError::new("resolve", path, error))?;
         let lock = lock(&path)?;
         let meta_path = path.join(META_FILE);
@@ -95,7 +95,7 @@ impl DataDirectory {
             }
         };
         for folder in [&topics, &path.join(TRASH)] {
-            fs::create_dir_all(folder).map_err(|error| FileError::new("create", folder, error))?;
+            files::make_directories(folder).map_err(|error| FileError::new("create", folder, error))?;
         }
         files::sync_directory(&path)?;
         let clean_path = path.join(CLEAN_FILE);
@@ -151,9 +151,9 @@ impl DataDirectory {
     /// [`FileError`]; `AlreadyExists` if it holds something.
     pub fn create_partition(&self, id: PartitionId) -> Result<PathBuf, FileError> {
         let topic = self.path.join(TOPICS).join(id.topic.to_string());
-        fs::create_dir_all(&topic).map_err(|error| FileError::new("create", &topic, error))?;
+        files::make_directories(&topic).map_err(|error| FileError::new("create", &topic, error))?;
         let path = topic.join(id.partition.to_string());
-        match fs::create_dir(&path) {
+        match files::change::make_directory(&path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && holds_nothing(&path)? => {}
             made => made.map_err(|error| FileError::new("create", &path, error))?,
         }
@@ -179,20 +179,20 @@ impl DataDirectory {
     pub fn delete_topic(&self, topic: TopicId) -> Result<(), FileError> {
         let from = self.path.join(TOPICS).join(topic.to_string());
         let to = self.path.join(TRASH).join(topic.to_string());
-        match fs::rename(&from, &to) {
+        match files::rename(&from, &to) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(FileError::new("rename", &from, error)),
             Ok(()) => {}
         }
         files::sync_directory(&self.path.join(TOPICS))?;
         files::sync_directory(&self.path.join(TRASH))?;
-        fs::remove_dir_all(&to).map_err(|error| FileError::new("delete", &to, error))
+        files::remove_tree(&to).map_err(|error| FileError::new("delete", &to, error))
     }
 
     fn empty_trash(&self) {
         let Ok(entries) = fs::read_dir(self.path.join(TRASH)) else { return };
         for entry in entries.flatten() {
-            if let Err(error) = fs::remove_dir_all(entry.path()) {
+            if let Err(error) = files::remove_tree(&entry.path()) {
                 tracing::warn!(path = %entry.path().display(), %error, "what was deleted before could not be removed");
             }
         }
@@ -263,13 +263,8 @@ pub fn read_server_id(data: &Path) -> Result<Uuid, DirectoryError> {
 
 fn lock(path: &Path) -> Result<File, DirectoryError> {
     let lock_path = path.join(LOCK_FILE);
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&lock_path)
-        .map_err(|error| FileError::new("open", &lock_path, error))?;
+    let file =
+        files::open_or_create(&lock_path).map_err(|error| FileError::new("open", &lock_path, error))?;
     if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
         let holder = fs::read_to_string(&lock_path).unwrap_or_default();
         return Err(DirectoryError::Locked {
@@ -277,11 +272,10 @@ fn lock(path: &Path) -> Result<File, DirectoryError> {
             holder: holder.trim().chars().take(20).collect(),
         });
     }
-    let write = |file: &mut File| {
-        file.set_len(0)?;
-        writeln!(file, "{}", std::process::id())
-    };
-    write(&mut file).map_err(|error| FileError::new("write", &lock_path, error))?;
+    let holder = format!("{}\n", std::process::id());
+    files::truncate(&file, 0)
+        .and_then(|()| files::write_at(&file, holder.as_bytes(), 0))
+        .map_err(|error| FileError::new("write", &lock_path, error))?;
     Ok(file)
 }
 

@@ -1,15 +1,21 @@
-//! Names of files, and writing them so that a crash leaves the old or the new.
+//! Names of files, reading them, and writing them so that a crash leaves the old or the new. Every change that log and
+//! store make to the disk goes through `change`.
+
+pub(crate) mod change;
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, IoSlice, Read, Seek, SeekFrom, Write},
+    fs::{self, File},
+    io::{self, Read},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
-use bytes::{Buf, Bytes};
 use rimstone_types::Offset;
 
+pub(crate) use self::change::{
+    create, create_new, link, open_or_create, remove_tree, rename, truncate, write_at, write_chunks_at,
+};
+pub use self::change::{make_directories, sync_all, sync_data, sync_file_system, sync_names};
 use crate::error::FileError;
 
 /// The end of a segment file's name.
@@ -24,8 +30,6 @@ pub(crate) const TORN_SUFFIX: &str = "torn";
 pub(crate) const LOG_START_FILE: &str = "log-start";
 /// Added to a name while the file is written; such files are removed at open.
 pub(crate) const TEMPORARY_SUFFIX: &str = "tmp";
-/// The most pieces of one vectored write; the kernel's IOV_MAX.
-const PIECES_MAX: usize = 1024;
 
 /// `<offset, 20 digits>.<suffix>` in a directory.
 pub(crate) fn offset_path(directory: &Path, offset: Offset, suffix: &str) -> PathBuf {
@@ -56,9 +60,12 @@ pub(crate) fn list_offsets(directory: &Path, suffix: &str) -> Result<Vec<Offset>
 }
 
 /// Makes the names in a directory durable.
+///
+/// # Errors
+/// [`FileError`].
 pub fn sync_directory(directory: &Path) -> Result<(), FileError> {
     File::open(directory)
-        .and_then(|handle| handle.sync_all())
+        .and_then(|handle| sync_names(&handle))
         .map_err(|error| FileError::new("sync directory", directory, error))
 }
 
@@ -69,15 +76,15 @@ pub(crate) fn replace_file(path: &Path, content: &[u8], durable: bool) -> Result
     name.push(TEMPORARY_SUFFIX);
     let temporary = path.with_file_name(name);
     let write = || -> io::Result<()> {
-        let mut file = File::create(&temporary)?;
-        file.write_all(content)?;
-        if durable { file.sync_all() } else { Ok(()) }
+        let file = create(&temporary)?;
+        write_at(&file, content, 0)?;
+        if durable { sync_all(&file) } else { Ok(()) }
     };
     if let Err(error) = write() {
-        drop(fs::remove_file(&temporary));
+        drop(change::unlink(&temporary));
         return Err(FileError::new("write", &temporary, error));
     }
-    fs::rename(&temporary, path).map_err(|error| FileError::new("rename", &temporary, error))?;
+    rename(&temporary, path).map_err(|error| FileError::new("rename", &temporary, error))?;
     match path.parent() {
         Some(directory) if durable => sync_directory(directory),
         _ => Ok(()),
@@ -104,7 +111,7 @@ pub(crate) fn read_small(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, Fil
 
 /// Removes a file; one that is not there is fine.
 pub(crate) fn remove_file(path: &Path) -> Result<(), FileError> {
-    match fs::remove_file(path) {
+    match change::unlink(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FileError::new("unlink", path, error)),
         _ => Ok(()),
     }
@@ -112,39 +119,12 @@ pub(crate) fn remove_file(path: &Path) -> Result<(), FileError> {
 
 /// Opens a file for reading and writing.
 pub(crate) fn open_read_write(path: &Path) -> Result<File, FileError> {
-    OpenOptions::new().read(true).write(true).open(path).map_err(|error| FileError::new("open", path, error))
+    change::open(path).map_err(|error| FileError::new("open", path, error))
 }
 
 /// Opens a file for reading.
 pub(crate) fn open_read(path: &Path) -> Result<File, FileError> {
     File::open(path).map_err(|error| FileError::new("open", path, error))
-}
-
-/// Writes all chunks one after the other at a position, gathered into as few calls as the kernel allows.
-pub(crate) fn write_chunks_at(file: &File, mut position: u64, chunks: &[Bytes]) -> io::Result<()> {
-    let mut rest: Vec<Bytes> = chunks.iter().filter(|chunk| !chunk.is_empty()).cloned().collect();
-    let mut first = 0;
-    while first < rest.len() {
-        let last = rest.len().min(first + PIECES_MAX);
-        let pieces: Vec<IoSlice<'_>> = rest[first..last].iter().map(|chunk| IoSlice::new(chunk)).collect();
-        let mut written = match rustix::io::pwritev(file, &pieces, position) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => written,
-            Err(rustix::io::Errno::INTR) => continue,
-            Err(error) => return Err(error.into()),
-        };
-        position += written as u64;
-        while written > 0 {
-            let chunk = &mut rest[first];
-            let step = written.min(chunk.len());
-            chunk.advance(step);
-            written -= step;
-            if chunk.is_empty() {
-                first += 1;
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Reads up to `buffer.len()` bytes at a position; fewer only at the end of the file.
@@ -186,19 +166,31 @@ pub(crate) fn keep_aside(path: &Path) -> Result<(), FileError> {
     // Left by an attempt that was killed.
     remove_file(&aside)?;
     // Not every file system has second names.
-    fs::hard_link(path, &aside)
-        .or_else(|_| fs::copy(path, &aside).map(drop))
+    link(path, &aside)
+        .or_else(|_| copy_tail(&File::open(path)?, 0, &aside))
         .map_err(|error| FileError::new("set aside", path, error))
 }
 
-/// Copies the bytes behind `position` to a file of their own.
+/// Copies the bytes behind `position` to a file of their own, durably but for its name.
 pub(crate) fn copy_tail(file: &File, position: u64, to: &Path) -> io::Result<()> {
-    let mut reader = io::BufReader::new(file);
-    reader.seek(SeekFrom::Start(position))?;
-    let mut target = File::create(to)?;
-    io::copy(&mut reader, &mut target)?;
-    target.sync_all()
+    let target = create(to)?;
+    let mut buffer = vec![0; COPY_PIECE];
+    let mut done = 0;
+    loop {
+        match file.read_at(&mut buffer, position + done) {
+            Ok(0) => return sync_all(&target),
+            Ok(read) => {
+                write_at(&target, &buffer[..read], done)?;
+                done += read as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
+
+/// How much is copied at a time.
+const COPY_PIECE: usize = 256 << 10;
 
 /// What a disk gives up at a time at the least, however small its sectors are: a page of the page cache.
 const UNREADABLE_PIECE: u64 = 4096;
@@ -275,17 +267,5 @@ mod tests {
         {
             assert_eq!(parse_offset_name(other, "log"), None, "{other}");
         }
-    }
-
-    #[test]
-    fn many_chunks_land_in_order() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("f");
-        let file = File::create(&path).unwrap();
-        let chunks: Vec<Bytes> = (0..3000u32).map(|n| Bytes::copy_from_slice(&n.to_be_bytes())).collect();
-        write_chunks_at(&file, 8, &chunks).unwrap();
-        let content = fs::read(&path).unwrap();
-        assert_eq!(content.len(), 8 + 12_000);
-        assert!(content[8..].chunks(4).enumerate().all(|(n, chunk)| chunk == (n as u32).to_be_bytes()));
     }
 }

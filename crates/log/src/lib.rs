@@ -14,7 +14,7 @@ pub mod compaction;
 mod config;
 mod directory;
 mod error;
-mod files;
+pub mod files;
 mod frame;
 mod index;
 pub mod inspect;
@@ -38,7 +38,6 @@ pub use directory::{
     DIRECTORY_VERSION, DataDirectory, DirectoryError, WITNESS_FILE, list_partitions, partition_path,
 };
 pub use error::{FileError, LogReadError, OpenLogError, StageError};
-pub use files::sync_directory;
 pub use frame::{FORMAT_VERSION, LogPosition};
 pub use log::{Log, Offered, RemovedSegment};
 pub use lookup::{Extent, TimedOffset};

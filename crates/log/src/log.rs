@@ -115,9 +115,9 @@ impl Log {
         let path = segment.path().to_owned();
         let segment = Arc::new(segment);
         let write = || -> std::io::Result<()> {
-            let file = std::fs::OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
-            std::os::unix::fs::FileExt::write_all_at(&file, &segment.header.encode(), 0)?;
-            file.sync_all()
+            let file = files::create_new(&path)?;
+            files::write_at(&file, &segment.header.encode(), 0)?;
+            files::sync_all(&file)
         };
         write().map_err(|error| FileError::new("create", &path, error))?;
         files::sync_directory(directory)?;

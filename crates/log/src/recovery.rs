@@ -9,7 +9,7 @@
 //! A sector that the disk cannot read is damage below the attested end. Above it, it is no torn tail, for a torn
 //! write leaves sectors that can be read: such a partition is not opened, and nothing of it is changed.
 
-use std::{fs, io, os::unix::fs::FileExt, path::Path, sync::Arc};
+use std::{io, path::Path, sync::Arc};
 
 use rimstone_record::{Batch, BatchHeader};
 use rimstone_types::{Numbering, Offset, PartitionId, Timestamp};
@@ -313,7 +313,7 @@ impl Recovery<'_> {
             let torn = segment.path().with_extension(files::TORN_SUFFIX);
             tracing::debug!(partition = %self.id, file = %torn.display(), bytes = segment.end(), "a segment behind the torn tail was set aside");
             self.report.torn_bytes += segment.end();
-            fs::rename(segment.path(), &torn)
+            files::rename(segment.path(), &torn)
                 .map_err(|error| FileError::new("rename", segment.path(), error))?;
             files::remove_file(&segment.index_path())?;
         }
@@ -333,8 +333,8 @@ impl Recovery<'_> {
             tracing::warn!(partition = %self.id, %error, "the torn tail could not be copied before it is cut");
         }
         tracing::debug!(partition = %self.id, file = name, bytes = torn, "a torn tail was set aside");
-        file.set_len(end.position)
-            .and_then(|()| file.sync_all())
+        files::truncate(&file, end.position)
+            .and_then(|()| files::sync_all(&file))
             .map_err(|error| FileError::new("truncate", segment.path(), error))?;
         files::sync_directory(self.directory)?;
         Ok(true)
@@ -361,12 +361,12 @@ impl Recovery<'_> {
                 if read == 0 {
                     break;
                 }
-                file.write_all_at(&buffer[..read], at)
+                files::write_at(&file, &buffer[..read], at)
                     .map_err(|error| FileError::new("rewrite", segment.path(), error))?;
                 at += read as u64;
                 self.report.rewritten_bytes += read as u64;
             }
-            file.sync_all().map_err(|error| FileError::new("sync", segment.path(), error))?;
+            files::sync_all(&file).map_err(|error| FileError::new("sync", segment.path(), error))?;
         }
         files::sync_directory(self.directory)
     }

@@ -3,11 +3,7 @@
 //! A plan is taken under the partition's lock, executed outside it, and its outcome is told to the log under
 //! the lock again. Nothing of it is visible to anybody before that.
 
-use std::{
-    fs::{File, OpenOptions},
-    path::PathBuf,
-    sync::Arc,
-};
+use std::{fs::File, path::PathBuf, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use rimstone_record::Batch;
@@ -135,8 +131,8 @@ impl Step {
         }
         let path = self.segment.path();
         let file = if self.create {
-            let made = OpenOptions::new().read(true).write(true).create_new(true).open(path);
-            let file = Arc::new(made.map_err(|error| FileError::new("create", path, error))?);
+            let file =
+                Arc::new(files::create_new(path).map_err(|error| FileError::new("create", path, error))?);
             self.segment.set_writer(Arc::clone(&file));
             file
         } else {
@@ -154,7 +150,7 @@ impl Step {
             self.segment.release_writer();
             return files::remove_file(path);
         }
-        file.set_len(self.position).map_err(|error| FileError::new("truncate", path, error))
+        files::truncate(file, self.position).map_err(|error| FileError::new("truncate", path, error))
     }
 }
 

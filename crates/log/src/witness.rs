@@ -6,8 +6,7 @@
 
 use std::{
     collections::HashMap,
-    fs::{File, OpenOptions},
-    os::unix::fs::FileExt,
+    fs::File,
     path::{Path, PathBuf},
 };
 
@@ -144,11 +143,7 @@ impl Witness {
         if !bytes.as_deref().is_some_and(header_is_valid) {
             files::replace_file(path, &header(), true)?;
         }
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(path)
-            .map_err(|error| FileError::new("open", path, error))?;
+        let file = files::open_read_write(path)?;
         let used = bytes
             .map_or(0, |bytes| bytes.len().saturating_sub(SECTOR).div_ceil(2 * SECTOR) * SLOTS_PER_SECTOR);
         let taken: std::collections::HashSet<usize> = known.values().map(|(slot, _)| slot.index).collect();
@@ -177,8 +172,8 @@ impl Witness {
                 Slot { index, sequence: 1 }
             }
         };
-        self.file
-            .write_all_at(&encode(partition, slot.sequence, end), place(slot.index, slot.sequence))
+        let content = encode(partition, slot.sequence, end);
+        files::write_at(&self.file, &content, place(slot.index, slot.sequence))
             .map_err(|error| FileError::new("write", &self.path, error))?;
         self.slots.insert(partition, slot);
         Ok(())
@@ -189,7 +184,7 @@ impl Witness {
     /// # Errors
     /// [`FileError`].
     pub fn sync(&self) -> Result<(), FileError> {
-        self.file.sync_data().map_err(|error| FileError::new("sync", &self.path, error))
+        files::sync_data(&self.file).map_err(|error| FileError::new("sync", &self.path, error))
     }
 
     /// The partition is deleted; its slot is for another.

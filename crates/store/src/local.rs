@@ -26,7 +26,7 @@ use futures::future::BoxFuture;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use rimstone_log::{
     DataDirectory, DirectoryError, FileError, Log, LogConfig, LogPosition, OpenLogError, OpenOptions,
-    OpenReport, SaltSource, WITNESS_FILE, Witness, producers,
+    OpenReport, SaltSource, WITNESS_FILE, Witness, files, producers,
 };
 use rimstone_types::{ByteCount, PartitionId, ProducerEpoch, ProducerId, Timestamp, TopicId};
 use uuid::Uuid;
@@ -204,7 +204,7 @@ impl LocalStorage {
     pub fn open(options: LocalOptions) -> Result<Arc<Self>, LocalOpenError> {
         let opened = Instant::now();
         let system = |what| move |source| LocalOpenError::System { what, source };
-        std::fs::create_dir_all(&options.directory)
+        files::make_directories(&options.directory)
             .map_err(|source| LocalOpenError::System { what: "make the data directory", source })?;
         // The descriptor that sees write-back errors is opened before the first write.
         let syncer =

@@ -11,6 +11,7 @@ use std::{
     sync::Arc,
 };
 
+use rimstone_log::files;
 use rustix::fs::StatVfsMountFlags;
 
 use crate::storage::SyncMethod;
@@ -84,17 +85,17 @@ impl Syncer {
     /// another method proves anything afterwards, so nobody may try again.
     pub(crate) fn sync(&self, dirty: &Dirty, witness: Option<&File>) -> Result<(), String> {
         if self.all_at_once {
-            rustix::fs::syncfs(self.descriptor.as_fd()).map_err(|error| format!("syncfs: {error}"))?;
+            files::sync_file_system(&self.descriptor).map_err(|error| format!("syncfs: {error}"))?;
             return self.check_writable();
         }
         for file in &dirty.files {
-            rustix::fs::fdatasync(file.as_fd()).map_err(|error| format!("fdatasync: {error}"))?;
+            files::sync_data(file).map_err(|error| format!("fdatasync: {error}"))?;
         }
         for directory in &dirty.directories {
-            rustix::fs::fsync(directory.as_fd()).map_err(|error| format!("fsync of a directory: {error}"))?;
+            files::sync_names(directory).map_err(|error| format!("fsync of a directory: {error}"))?;
         }
         if let Some(witness) = witness {
-            rustix::fs::fdatasync(witness.as_fd()).map_err(|error| format!("fdatasync: {error}"))?;
+            files::sync_data(witness).map_err(|error| format!("fdatasync: {error}"))?;
         }
         self.check_writable()
     }

@@ -50,6 +50,16 @@ const DOOR_LIBRARIES: &[(&str, &[&str])] = &[
 /// Nothing below the store knows an executor.
 const SYNC_CRATES: &[&str] = &["types", "record", "log"];
 
+/// Calls of the standard library and of `rustix` that change what is on disk.
+const CHANGES: &str = concat!(
+    r"\bfs::(write|rename|hard_link|copy|set_permissions|remove_\w+|create_dir\w*)\(",
+    r"|\bFile::(create\w*|options)\(|\bfs::OpenOptions\b|\bOpenOptions::new\(",
+    r"|\.(set_len|set_times|sync_all|sync_data|write_all|write_at|write_all_at|write_vectored)\(",
+    r"|\bwriteln?!\(|\bio::copy\(",
+    r"|\brustix::io::p?write\w*\(",
+    r"|\brustix::fs::(fsync|fdatasync|sync\w*|ftruncate|fallocate\w*|rename\w*|unlink\w*|link\w*|symlink\w*|mkdir\w*|copy_file_range|sendfile)\(",
+);
+
 /// Lines of code above which a file has grown out of its room, tests included.
 const FILE_LINES_MAX: usize = 700;
 /// Lines of code above which a file is reported.
@@ -254,6 +264,18 @@ fn unsafe_code_lives_in_one_file() {
             assert!(has, "{} must say {rule}", source.path.display());
         }
     }
+}
+
+/// What a crash leaves is tested by what goes through that room (`files::change`): nothing else of the two crates may
+/// change the disk.
+#[test]
+fn log_and_store_change_the_disk_in_one_room() {
+    let room = Path::new("crates/log/src/files/change.rs");
+    let lines =
+        found(CHANGES, |source| ["log", "store"].contains(&source.house.as_str()) && source.path != room);
+    assert!(lines.is_empty(), "{lines:#?}");
+    let inside = found(CHANGES, |source| source.path == room);
+    assert!(inside.len() >= 10, "the pattern finds no more than {inside:#?}");
 }
 
 #[test]

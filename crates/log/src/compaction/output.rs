@@ -2,7 +2,6 @@
 
 use std::{
     fs::File,
-    os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
@@ -52,7 +51,7 @@ impl Output {
         name.push(".");
         name.push(files::TEMPORARY_SUFFIX);
         let path = target.with_file_name(name);
-        let file = File::create(&path).map_err(|error| FileError::new("create", &path, error))?;
+        let file = files::create(&path).map_err(|error| FileError::new("create", &path, error))?;
         let position = SEGMENT_HEADER_LENGTH as u64;
         Ok(Self {
             file,
@@ -101,8 +100,7 @@ impl Output {
     }
 
     fn flush(&mut self) -> Result<(), FileError> {
-        self.file
-            .write_all_at(&self.buffer, self.written)
+        files::write_at(&self.file, &self.buffer, self.written)
             .map_err(|error| FileError::new("write", &self.path, error))?;
         self.written += self.buffer.len() as u64;
         self.buffer.clear();
@@ -113,7 +111,7 @@ impl Output {
     pub(crate) fn settle(&mut self) -> Result<(), FileError> {
         self.flush()?;
         if self.settled < self.written {
-            self.file.sync_data().map_err(|error| FileError::new("sync", &self.path, error))?;
+            files::sync_data(&self.file).map_err(|error| FileError::new("sync", &self.path, error))?;
             self.settled = self.written;
         }
         Ok(())
@@ -124,7 +122,7 @@ impl Output {
         let seal = self.frames.seal(&self.index.totals, self.claim);
         self.buffer.extend_from_slice(&seal);
         self.flush()?;
-        self.file.sync_all().map_err(|error| FileError::new("sync", &self.path, error))
+        files::sync_all(&self.file).map_err(|error| FileError::new("sync", &self.path, error))
     }
 
     /// Gives the finished file its name, durably, in place of what has it, and answers the segment with the check
@@ -133,11 +131,10 @@ impl Output {
         // Opened before: only a sync that fails leaves it unknown whether the name is durable.
         let directory = self.target.parent().unwrap_or(Path::new("."));
         let names = files::open_read(directory)?;
-        std::fs::rename(&self.path, &self.target)
+        files::rename(&self.path, &self.target)
             .map_err(|error| FileError::new("rename", &self.path, error))?;
         self.installed = true;
-        names
-            .sync_all()
+        files::sync_names(&names)
             .map_err(|error| CompactionError::Unknown(FileError::new("sync directory", directory, error)))?;
         let entries = std::mem::take(&mut self.index.entries);
         let segment = Segment::compacted(

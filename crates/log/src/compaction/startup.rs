@@ -1,6 +1,6 @@
 //! What compaction means to a start: files that a crash left behind, and what compacted segments attest.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use rimstone_types::PartitionId;
 
@@ -39,7 +39,7 @@ pub(crate) fn remove_superseded(
             files::remove_file(segment.path())?;
         } else {
             tracing::error!(partition = %id, segment = %segment.base, by = %by.base, "a superseded segment was set aside: the one in its place is damaged");
-            fs::rename(segment.path(), segment.path().with_extension(files::TORN_SUFFIX))
+            files::rename(segment.path(), &segment.path().with_extension(files::TORN_SUFFIX))
                 .map_err(|error| FileError::new("rename", segment.path(), error))?;
         }
         files::remove_file(&segment.index_path())?;

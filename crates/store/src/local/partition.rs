@@ -14,7 +14,7 @@ use std::{
 
 use parking_lot::Mutex;
 use rimstone_log::{
-    AfterWrite, FileError, Log, LogPosition, LogReader, SnapshotsWritten, WriteFailure, WritePlan,
+    AfterWrite, FileError, Log, LogPosition, LogReader, SnapshotsWritten, WriteFailure, WritePlan, files,
 };
 use rimstone_types::{Offset, PartitionId};
 use tokio::sync::oneshot;
@@ -307,9 +307,11 @@ impl LocalPartition {
             reason: error.to_string(),
         };
         for entry in std::fs::read_dir(&self.directory).map_err(io)? {
-            std::fs::File::open(entry.map_err(io)?.path()).and_then(|file| file.sync_all()).map_err(io)?;
+            std::fs::File::open(entry.map_err(io)?.path())
+                .and_then(|file| files::sync_all(&file))
+                .map_err(io)?;
         }
-        rimstone_log::sync_directory(&self.directory).map_err(store_error)
+        files::sync_directory(&self.directory).map_err(store_error)
     }
 
     /// Below this, tickets are told.
