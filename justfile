@@ -63,6 +63,14 @@ churn rounds="20":
     RIMSTONE_BINARY=target/release/rimstone RIMSTONE_CHURNS={{ rounds }} \
         cargo test --locked --package rimstone-tests --test all -- --nocapture group_churn
 
+# Faults from seeds, every schedule in turn, added up in target/chaos/tally.json, where the next call goes on: `just chaos 100`, `just chaos 250 --schedule kills`, `just chaos 1 --schedule kills --from 17`, `--seconds 600`, `--keep-going`. Failed runs are kept in target/chaos
+chaos rounds="10" *arguments:
+    cargo build --release --locked --package rimstone
+    cargo build --locked --package rimstone-chaos
+    RIMSTONE_BINARY=target/release/rimstone target/debug/rimstone-chaos run --rounds {{ rounds }} \
+        --tally target/chaos/tally.json {{ arguments }}
+    target/debug/rimstone-chaos tally target/chaos/tally.json
+
 # Cuts the power during a produce, and during compactions, so many times each (root); RIMSTONE_SEED runs one seed alone.
 power-cut rounds="3":
     cargo build --release --locked

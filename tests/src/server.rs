@@ -2,6 +2,7 @@
 //! is started again, its output in a file that is shown when the test fails. Nothing is left running.
 
 use std::{
+    ffi::{OsStr, OsString},
     fs::{self, File},
     io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
@@ -35,6 +36,8 @@ pub struct Setup {
     data: PathBuf,
     settings: Vec<(String, String)>,
     ports: Option<(u16, u16)>,
+    under: Vec<OsString>,
+    environment: Vec<(String, String)>,
 }
 
 impl Setup {
@@ -47,7 +50,24 @@ impl Setup {
             data: home.join("data"),
             settings: settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec(),
             ports: None,
+            under: Vec::new(),
+            environment: Vec::new(),
         }
+    }
+
+    /// Starts the program by this command, which must become the program itself (as `prlimit` does, or
+    /// `strace -D`): signals go to what was started. Nothing: by itself.
+    #[must_use]
+    pub fn under<S: AsRef<OsStr>>(mut self, command: impl IntoIterator<Item = S>) -> Self {
+        self.under = command.into_iter().map(|word| word.as_ref().to_owned()).collect();
+        self
+    }
+
+    /// Sets a variable of its environment that is no setting of ours.
+    #[must_use]
+    pub fn environment(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
     }
 
     /// Keeps the data elsewhere.
@@ -107,8 +127,9 @@ impl Setup {
             .find(|path| !path.exists())
             .expect("there is a number that was not used");
         let file = File::create(&output).expect("a file can be made in the folder of a test");
-        let mut command = Command::new(rimstone());
-        command.arg("serve").current_dir(&self.home).stdin(Stdio::null());
+        let mut words = self.under.iter().map(OsString::as_os_str).chain([rimstone().as_os_str()]);
+        let mut command = Command::new(words.next().expect("the program itself is a word"));
+        command.args(words).arg("serve").current_dir(&self.home).stdin(Stdio::null());
         command.stdout(file.try_clone().expect("a descriptor can be copied")).stderr(file);
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("RIMSTONE_") {
@@ -122,6 +143,9 @@ impl Setup {
         ];
         for (name, value) in fixed.iter().chain(&self.settings) {
             command.env(environment_name(name), value);
+        }
+        for (name, value) in &self.environment {
+            command.env(name, value);
         }
         let child = command.spawn().expect("the program can be started");
         let mut server = Server { child, output, grpc_address: None, web_address: None, setup: self };
@@ -250,6 +274,11 @@ impl Server {
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_child(&self.child);
         kill_process(pid, signal).expect("a child takes signals");
+    }
+
+    /// How the process ended; `None` if it runs.
+    pub fn has_ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("a child can be waited for")
     }
 
     /// How the process ended, once it has.
