@@ -23,6 +23,8 @@ const TOPICS: &str = "topics";
 const TRASH: &str = "trash";
 /// The witness's name in a data directory.
 pub const WITNESS_FILE: &str = "witness";
+/// The name of the file with checkpoints.
+pub const CHECKPOINTS_FILE: &str = "checkpoints";
 
 /// Why a data directory cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -8,6 +8,7 @@ use std::{
     io::{self, Read},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use rimstone_types::Offset;
@@ -17,6 +18,15 @@ pub(crate) use self::change::{
 };
 pub use self::change::{make_directories, sync_all, sync_data, sync_file_system, sync_names};
 use crate::error::FileError;
+
+/// Bytes that this process has read with system calls from files of data directories.
+static BYTES_READ: AtomicU64 = AtomicU64::new(0);
+
+/// Bytes that this process has read with system calls from files of data directories. What is looked at through
+/// maps is not among them.
+pub fn bytes_read() -> u64 {
+    BYTES_READ.load(Ordering::Relaxed)
+}
 
 /// The end of a segment file's name.
 pub(crate) const SEGMENT_SUFFIX: &str = "log";
@@ -102,6 +112,7 @@ pub(crate) fn read_small(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, Fil
     bad_sectors::hit(path, 0, usize::MAX)?;
     let mut content = Vec::new();
     file.take(limit + 1).read_to_end(&mut content).map_err(|error| FileError::new("read", path, error))?;
+    BYTES_READ.fetch_add(content.len() as u64, Ordering::Relaxed);
     if content.len() as u64 > limit {
         let error = io::Error::new(io::ErrorKind::InvalidData, format!("larger than {limit} bytes"));
         return Err(FileError::new("read", path, error));
@@ -140,7 +151,10 @@ pub(crate) fn read_at(
         bad_sectors::hit(path, position + done as u64, buffer.len() - done)?;
         match file.read_at(&mut buffer[done..], position + done as u64) {
             Ok(0) => break,
-            Ok(read) => done += read,
+            Ok(read) => {
+                done += read;
+                BYTES_READ.fetch_add(read as u64, Ordering::Relaxed);
+            }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(FileError::new("read", path, error)),
         }

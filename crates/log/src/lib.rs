@@ -10,6 +10,7 @@
 #![deny(unsafe_code)]
 
 mod buffers;
+mod checkpoint;
 pub mod compaction;
 mod config;
 mod directory;
@@ -33,9 +34,11 @@ mod tests;
 mod walk;
 mod witness;
 
+pub use checkpoint::{Checkpoint, Checkpoints};
 pub use config::{LogConfig, SaltSource};
 pub use directory::{
-    DIRECTORY_VERSION, DataDirectory, DirectoryError, WITNESS_FILE, list_partitions, partition_path,
+    CHECKPOINTS_FILE, DIRECTORY_VERSION, DataDirectory, DirectoryError, WITNESS_FILE, list_partitions,
+    partition_path,
 };
 pub use error::{FileError, LogReadError, OpenLogError, StageError};
 pub use frame::{FORMAT_VERSION, LogPosition};

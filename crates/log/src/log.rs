@@ -19,6 +19,7 @@ use rimstone_types::{Offset, PartitionId, ProducerId, Timestamp};
 
 pub use self::trim::RemovedSegment;
 use crate::{
+    checkpoint::{self, Checkpoint},
     config::LogConfig,
     error::{FileError, StageError},
     files,
@@ -87,6 +88,8 @@ pub struct Log {
     durable_snapshot: Option<Offset>,
     /// One that is written and synced, and counts once the log below it is durable too.
     pending_snapshot: Option<Offset>,
+    /// The segment and the position of the last checkpoint, and its size.
+    checkpointed: (Offset, u64, u64),
 }
 
 /// What recovery, or a clean start, found.
@@ -156,7 +159,27 @@ impl Log {
             producers: found.producers,
             durable_snapshot: found.durable_snapshot,
             pending_snapshot: None,
+            checkpointed: (Offset::ZERO, 0, 0),
         }
+    }
+
+    /// The next checkpoint is due as long after this one as ever.
+    pub(crate) fn resume_checkpoints(&mut self, last: &Checkpoint) {
+        self.checkpointed = (last.at.segment, last.at.position, last.size());
+    }
+
+    /// A checkpoint of everything staged, if the segment has grown so much since the last one.
+    fn checkpoint_if_due(&mut self) -> Option<Checkpoint> {
+        let at = self.head.position();
+        let (segment, position, size) = self.checkpointed;
+        let last = if segment == at.segment { position } else { 0 };
+        if at.position.saturating_sub(last) < checkpoint::interval(at.position, size) {
+            return None;
+        }
+        let Head { frames, index, .. } = &self.head;
+        let made = Checkpoint::new(at, frames.salt, frames.previous_check, index.totals, &self.producers);
+        self.checkpointed = (at.segment, at.position, made.size());
+        Some(made)
     }
 
     /// Readers of this log.
@@ -207,6 +230,18 @@ impl Log {
     /// Changes the settings; they count from the next roll, look-up or pass on.
     pub fn configure(&mut self, config: LogConfig) {
         self.config = config;
+    }
+
+    /// Where it goes on.
+    #[cfg(test)]
+    pub(crate) fn head(&self) -> &Head {
+        &self.head
+    }
+
+    /// Its segments.
+    #[cfg(test)]
+    pub(crate) fn segments(&self) -> Arc<Vec<Arc<Segment>>> {
+        self.shared.segments.load_full()
     }
 
     /// Where it lies.
@@ -343,7 +378,8 @@ impl Log {
             return None;
         }
         self.plan_is_out = true;
-        Some(WritePlan { staged: std::mem::take(&mut self.staged), head: self.head.clone() })
+        let checkpoint = self.checkpoint_if_due();
+        Some(WritePlan { staged: std::mem::take(&mut self.staged), head: self.head.clone(), checkpoint })
     }
 
     /// The plan is in the files: publishes it. What is returned is to be done outside the lock, before the sync.
@@ -369,6 +405,7 @@ impl Log {
             self.producers.settle(id);
         }
         after.snapshots = plan.staged.snapshots;
+        after.checkpoint = plan.checkpoint;
         after.kept = KeptSnapshots { durable: self.durable_snapshot, durable_end: self.durable.offset };
         self.written = plan.head;
         self.shared.written.store(self.written.next_offset().get(), Ordering::Release);

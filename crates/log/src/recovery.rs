@@ -15,16 +15,17 @@ use rimstone_record::{Batch, BatchHeader};
 use rimstone_types::{Numbering, Offset, PartitionId, Timestamp};
 
 use crate::{
+    checkpoint::Checkpoint,
     compaction::startup,
     config::LogConfig,
     error::{FileError, LogReadError, OpenLogError},
     files,
-    frame::{Content, Frame, FrameWriter, LogPosition, SEGMENT_HEADER_LENGTH},
+    frame::{Content, FRAME_PROBE_LENGTH, Frame, FrameWriter, LogPosition, SEGMENT_HEADER_LENGTH},
     index::IndexFile,
     log::{Found, Log, new_segment},
     producers::{Claim, ProducerTable},
     reader::STORED,
-    segment::{Access, Cold, IndexBuilder, Readable, SCAN_WINDOW, Segment},
+    segment::{Access, Cold, IndexBuilder, Opened, Readable, SCAN_WINDOW, Segment},
     snapshot,
     staging::{Head, capacity},
     walk::{Source, Step, Walker},
@@ -32,6 +33,9 @@ use crate::{
 
 /// How much is copied at a time when a tail is written again.
 const REWRITE_PIECE: usize = 1 << 20;
+
+/// How much is loaded at a time of small frames of which only the headers are wanted.
+const HEADERS_WINDOW: usize = 128 << 10;
 
 /// What is known before a partition is opened.
 #[derive(Debug, Clone, Copy)]
@@ -84,6 +88,20 @@ impl Log {
         config: LogConfig,
         options: OpenOptions,
     ) -> Result<(Self, OpenReport), OpenLogError> {
+        Self::open_from(directory, id, config, options, None)
+    }
+
+    /// Opens a partition that is there; what a checkpoint tells of the active segment is not read again.
+    ///
+    /// # Errors
+    /// As [`Log::open`]. A checkpoint that does not fit the log is no error.
+    pub fn open_from(
+        directory: &Path,
+        id: PartitionId,
+        config: LogConfig,
+        options: OpenOptions,
+        checkpoint: Option<Checkpoint>,
+    ) -> Result<(Self, OpenReport), OpenLogError> {
         let bases = match files::list_offsets(directory, files::SEGMENT_SUFFIX) {
             Ok(bases) => bases,
             Err(error) if error.source.kind() == io::ErrorKind::NotFound => {
@@ -116,12 +134,23 @@ impl Log {
         let found = match found {
             Some(head) => finish(directory, segments, head)?,
             None => {
-                let recovery =
-                    Recovery { directory, id, config: &config, options, segments, report: &mut report };
+                let recovery = Recovery {
+                    directory,
+                    id,
+                    config: &config,
+                    options,
+                    checkpoint: checkpoint.as_ref(),
+                    segments,
+                    report: &mut report,
+                };
                 recovery.run()?
             }
         };
-        Ok((Self::assemble(directory, id, config, found), report))
+        let mut log = Self::assemble(directory, id, config, found);
+        if let Some(checkpoint) = checkpoint {
+            log.resume_checkpoints(&checkpoint);
+        }
+        Ok((log, report))
     }
 }
 
@@ -143,7 +172,6 @@ fn from_caches(
     {
         return Ok(None);
     }
-    let Some(entries) = index.entries(&path)? else { return Ok(None) };
     let next = header.totals.next_offset;
     // A stop leaves the end in the witness: another one there means that files are missing.
     if witness != Some(LogPosition { segment: last.base, position: header.end, offset: next }) {
@@ -155,11 +183,13 @@ fn from_caches(
     if offset != next {
         return Ok(None);
     }
-    let builder = IndexBuilder::resumed(last.base, config.index_interval_bytes, &entries, header.totals);
+    let builder = IndexBuilder::resumed(last.base, config.index_interval_bytes, header.totals);
     let last = segments.pop().expect("there is a last one");
     let frames =
         FrameWriter { salt: last.header.salt, position: header.end, previous_check: header.last_check };
-    let segment = last.resumed(capacity(config.segment_bytes), header.end, entries, header.totals);
+    // Its entries are looked at when they are needed.
+    let known = (header.end, Vec::new());
+    let segment = last.resumed(capacity(config.segment_bytes), header.end, known, header.totals);
     let last_append = header.totals.last_append;
     let head = Head { segment: Arc::new(segment), frames, index: builder, last_append, must_roll: false };
     Ok(Some((head, producers)))
@@ -186,11 +216,29 @@ fn finish(
     Ok(Found { segments, head, start, producers, durable_snapshot })
 }
 
+/// What is known of the last segment: its index from a place on, totals, and the check of its last frame.
+struct Known {
+    from: u64,
+    builder: IndexBuilder,
+    last_check: u32,
+}
+
+/// What a rebuild begins with.
+struct Base {
+    /// The producers are known as of here.
+    from: Offset,
+    producers: ProducerTable,
+    /// The first segment to read.
+    number: usize,
+    known: Known,
+}
+
 struct Recovery<'a> {
     directory: &'a Path,
     id: PartitionId,
     config: &'a LogConfig,
     options: OpenOptions,
+    checkpoint: Option<&'a Checkpoint>,
     segments: Vec<Segment>,
     report: &'a mut OpenReport,
 }
@@ -203,8 +251,8 @@ impl Recovery<'_> {
         let set_aside = self.set_aside(&end)?;
         snapshot::remove_ahead(self.directory, end.offset)?;
         self.rewrite(attested, &end)?;
-        let (producers, builder, last_check) = self.rebuild(&end).map_err(open_error)?;
-        let head = self.head(&end, builder, last_check, set_aside)?;
+        let (producers, known) = self.rebuild(&end).map_err(open_error)?;
+        let head = self.head(&end, known, set_aside)?;
         Ok(finish(self.directory, self.segments, (head, producers))?)
     }
 
@@ -226,8 +274,9 @@ impl Recovery<'_> {
             }
             let position =
                 if segment.base == from.segment { from.position } else { SEGMENT_HEADER_LENGTH as u64 };
+            let (source, end) = (Opened::new(segment)?, segment.end());
             let mut walker =
-                Walker::new(Cold(segment), segment.header.salt, position, segment.end(), SCAN_WINDOW);
+                Walker::new(source, segment.header.salt, position, end, HEADERS_WINDOW).over_headers();
             loop {
                 match walker.step()? {
                     Step::Frame(_, frame) => attested = attested.max(frame.durable),
@@ -371,22 +420,79 @@ impl Recovery<'_> {
         files::sync_directory(self.directory)
     }
 
-    /// The producers, and the index and totals of the last segment, from the newest snapshot on.
-    fn rebuild(&mut self, end: &End) -> Result<(ProducerTable, IndexBuilder, u32), LogReadError> {
-        let (from, mut producers) = snapshot::newest(self.directory, end.offset, &self.config.producers)?
+    /// What there is to begin with: the checkpoint, if the log leads on from it, else the newest snapshot.
+    fn base(&self, end: &End) -> Result<Base, LogReadError> {
+        if let Some(base) = self.checkpointed(end)? {
+            return Ok(base);
+        }
+        let (from, producers) = snapshot::newest(self.directory, end.offset, &self.config.producers)?
             .unwrap_or_else(|| (Offset::ZERO, ProducerTable::new(self.config.producers.clone())));
-        let last = &self.segments[end.number];
-        let mut builder = IndexBuilder::new(last.base, self.config.index_interval_bytes);
-        let mut last_check = last.header.check();
-        let first =
+        let number =
             self.segments.partition_point(|segment| segment.base <= from).saturating_sub(1).min(end.number);
-        for (number, segment) in self.segments.iter().enumerate().skip(first) {
+        let last = &self.segments[end.number];
+        let known = Known {
+            from: SEGMENT_HEADER_LENGTH as u64,
+            builder: IndexBuilder::new(last.base, self.config.index_interval_bytes),
+            last_check: last.header.check(),
+        };
+        Ok(Base { from, producers, number, known })
+    }
+
+    /// The frame behind a checkpoint names the check of the one before, which stands for all before it: if that is
+    /// the checkpoint's, it tells of this very log. At the end of the log the end itself is what has to be right.
+    fn checkpointed(&self, end: &End) -> Result<Option<Base>, LogReadError> {
+        let last = &self.segments[end.number];
+        let Some(checkpoint) = self.checkpoint else { return Ok(None) };
+        let at = checkpoint.at;
+        if end.lost
+            || last.broken.is_some()
+            || at.segment != last.base
+            || checkpoint.salt != last.header.salt
+            || at.position < SEGMENT_HEADER_LENGTH as u64
+        {
+            return Ok(None);
+        }
+        let leads_on = if at.position == end.position {
+            at.offset == end.offset
+        } else {
+            let until = end.position.min(last.end());
+            match Walker::new(Cold(last), last.header.salt, at.position, until, FRAME_PROBE_LENGTH).step()? {
+                Step::Frame(_, frame) => {
+                    let next = match frame.content {
+                        Content::Batch(header) => header.base_offset,
+                        Content::Seal(totals) => totals.next_offset,
+                    };
+                    frame.previous_check == checkpoint.last_check && next == at.offset
+                }
+                Step::Invalid(..) | Step::End => false,
+            }
+        };
+        if !leads_on {
+            return Ok(None);
+        }
+        let Some(producers) = checkpoint.producers(&self.config.producers) else { return Ok(None) };
+        let interval = self.config.index_interval_bytes;
+        let known = Known {
+            from: at.position,
+            builder: IndexBuilder::resumed(last.base, interval, checkpoint.totals),
+            last_check: checkpoint.last_check,
+        };
+        Ok(Some(Base { from: at.offset, producers, number: end.number, known }))
+    }
+
+    /// The producers, and the index and totals of the last segment.
+    fn rebuild(&mut self, end: &End) -> Result<(ProducerTable, Known), LogReadError> {
+        let Base { from, mut producers, number: first, mut known } = self.base(end)?;
+        for (number, segment) in self.segments.iter().enumerate().take(end.number + 1).skip(first) {
             if segment.broken.is_some() {
                 continue;
             }
-            let until = if number == end.number { end.position.min(segment.end()) } else { segment.end() };
-            let start = SEGMENT_HEADER_LENGTH as u64;
-            let mut walker = Walker::new(Cold(segment), segment.header.salt, start, until, SCAN_WINDOW);
+            let is_last = number == end.number;
+            let until = if is_last { end.position.min(segment.end()) } else { segment.end() };
+            let start = if is_last { known.from } else { SEGMENT_HEADER_LENGTH as u64 };
+            let mut walker =
+                Walker::new(Opened::new(segment)?, segment.header.salt, start, until, HEADERS_WINDOW)
+                    .over_headers();
             self.report.scanned_bytes += until.saturating_sub(start);
             loop {
                 let (at, frame) = match walker.step()? {
@@ -399,9 +505,9 @@ impl Recovery<'_> {
                     Step::End => break,
                 };
                 let Content::Batch(header) = frame.content else { break };
-                if number == end.number {
-                    builder.add(at, &frame, &header);
-                    last_check = frame.check;
+                if is_last {
+                    known.builder.add(at, &frame, &header);
+                    known.last_check = frame.check;
                 }
                 if header.base_offset >= from
                     && let Some(claim) = claim_of(&mut walker, at, &frame, &header)?
@@ -410,8 +516,8 @@ impl Recovery<'_> {
                 }
             }
         }
-        builder.totals.next_offset = end.offset;
-        Ok((producers, builder, last_check))
+        known.builder.totals.next_offset = end.offset;
+        Ok((producers, known))
     }
 
     /// Where appending goes on: behind the end, in a new segment from the next batch on; at once in a new one
@@ -419,8 +525,7 @@ impl Recovery<'_> {
     fn head(
         &mut self,
         end: &End,
-        builder: IndexBuilder,
-        last_check: u32,
+        Known { from, builder, last_check }: Known,
         cut: bool,
     ) -> Result<Head, OpenLogError> {
         let empty = builder.totals.frames == 0 && end.position == SEGMENT_HEADER_LENGTH as u64;
@@ -448,7 +553,7 @@ impl Recovery<'_> {
         let capacity = capacity(self.config.segment_bytes);
         let mut index = builder;
         let entries = std::mem::take(&mut index.entries);
-        let segment = segment.resumed(capacity, end.position, entries, index.totals);
+        let segment = segment.resumed(capacity, end.position, (from, entries), index.totals);
         Ok(Head { segment: Arc::new(segment), frames, index, last_append, must_roll: !empty })
     }
 }

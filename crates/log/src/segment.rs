@@ -74,6 +74,13 @@ enum Index {
     Memory(Vec<IndexEntry>),
     /// In the index file, searched there; rebuilt if it is missing or wrong.
     File,
+    /// From some place on in memory; below it in the index file, if that was written there. Of a segment that a
+    /// start goes on with.
+    Tail {
+        /// The place.
+        from: u64,
+        entries: Vec<IndexEntry>,
+    },
 }
 
 /// Where a search in the index says to begin.
@@ -173,9 +180,20 @@ impl Segment {
         }
     }
 
-    /// The same segment with more room, a known end and a known index: recovery and a clean start make it.
-    pub(crate) fn resumed(self, capacity: u64, end: u64, entries: Vec<IndexEntry>, totals: Totals) -> Self {
-        let state = State { index: Index::Memory(entries), totals: Some(totals) };
+    /// The same segment with more room, a known end, and an index that is known from `from` on: recovery and a
+    /// clean start make it.
+    pub(crate) fn resumed(
+        self,
+        capacity: u64,
+        end: u64,
+        (from, entries): (u64, Vec<IndexEntry>),
+        totals: Totals,
+    ) -> Self {
+        let index = match from <= SEGMENT_HEADER_LENGTH as u64 {
+            true => Index::Memory(entries),
+            false => Index::Tail { from, entries },
+        };
+        let state = State { index, totals: Some(totals) };
         Self::with_state(self.path, self.header, capacity.max(end), end, state, self.broken)
     }
 
@@ -195,7 +213,7 @@ impl Segment {
     /// The writer has put frames up to `end` into the file.
     pub(crate) fn publish(&self, end: u64, entries: &[IndexEntry], totals: Totals) {
         let mut state = self.state.write();
-        if let Index::Memory(known) = &mut state.index {
+        if let Index::Memory(known) | Index::Tail { entries: known, .. } = &mut state.index {
             known.extend_from_slice(entries);
         }
         state.totals = Some(totals);
@@ -212,6 +230,15 @@ impl Segment {
     /// Writes the index file. Failing is no harm: it stays in memory, and is rebuilt after a restart.
     pub(crate) fn write_index(&self, last_check: u32) {
         let mut state = self.state.write();
+        if let Index::Tail { from, entries } = &state.index {
+            if entries.is_empty() && *from == self.end() {
+                return;
+            }
+            // Without what lies below, it is rebuilt when somebody reads there.
+            let Some(mut whole) = self.file_entries(*from) else { return };
+            whole.extend_from_slice(entries);
+            state.index = Index::Memory(whole);
+        }
         let State { index: Index::Memory(entries), totals: Some(totals) } = &*state else { return };
         let header = IndexHeader {
             salt: self.header.salt,
@@ -225,6 +252,15 @@ impl Segment {
             Ok(()) => state.index = Index::File,
             Err(error) => tracing::warn!(%error, "an index file was not written; it will be rebuilt"),
         }
+    }
+
+    /// The entries of the index file, if it was written when the segment ended at `end`.
+    fn file_entries(&self, end: u64) -> Option<Vec<IndexEntry>> {
+        let path = self.index_path();
+        let file = IndexFile::open(&path).ok()??;
+        let fits =
+            file.header.salt == self.header.salt && file.header.base == self.base && file.header.end == end;
+        fits.then(|| file.entries(&path).ok()?)?
     }
 
     /// The totals, if they are in memory.
@@ -292,9 +328,14 @@ impl Segment {
                 records_before: u64::from(entry.records_before),
             })
         };
-        if let Index::Memory(entries) = &self.state.read().index {
-            return Ok(found(index::search(entries, within)));
-        }
+        let from = match &self.state.read().index {
+            Index::Memory(entries) => return Ok(found(index::search(entries, within))),
+            Index::Tail { entries, .. } if entries.first().is_some_and(&within) => {
+                return Ok(found(index::search(entries, within)));
+            }
+            Index::Tail { from, .. } => Some(*from),
+            Index::File => None,
+        };
         if access == Access::Resident {
             return Err(LogReadError::NotResident);
         }
@@ -302,6 +343,7 @@ impl Segment {
         if let Some(file) = IndexFile::open(&path)?
             && file.header.salt == self.header.salt
             && file.header.base == self.base
+            && from.is_none_or(|from| file.header.end == from)
             && file.header.end <= self.end()
             && let Ok(entry) = file.search(&path, &within)?
         {
@@ -318,6 +360,17 @@ impl Segment {
             self.state.write().index = Index::Memory(entries.clone());
             return Ok(entries);
         }
+        let mut state = self.state.write();
+        if let Index::Tail { from, entries: tail } = &mut state.index {
+            // More may have been written to it meanwhile, and what is known of that goes on.
+            let mut whole = entries;
+            whole.retain(|entry| u64::from(entry.position) < *from);
+            whole.append(tail);
+            tracing::info!(segment = %self.path.display(), entries = whole.len(), "the index of a recovered segment was rebuilt");
+            state.index = Index::Memory(whole.clone());
+            return Ok(whole);
+        }
+        drop(state);
         tracing::warn!(segment = %self.path.display(), entries = entries.len(), "an index was rebuilt from the log");
         let header = IndexHeader {
             salt: self.header.salt,
@@ -463,6 +516,22 @@ impl Source for Cold<'_> {
     }
 }
 
+/// The file as it lies there, opened once; zeros where the disk cannot read.
+#[derive(Debug)]
+pub(crate) struct Opened<'a>(&'a Path, File);
+
+impl<'a> Opened<'a> {
+    pub(crate) fn new(segment: &'a Segment) -> Result<Self, FileError> {
+        Ok(Self(&segment.path, files::open_read(&segment.path)?))
+    }
+}
+
+impl Source for Opened<'_> {
+    fn load(&self, at: u64, length: usize) -> Result<Bytes, LogReadError> {
+        Ok(buffers::fill(length, |buffer| files::read_around(&self.1, self.0, buffer, at))?)
+    }
+}
+
 /// The file as it lies there; an error where the disk cannot read.
 #[derive(Debug)]
 pub(crate) struct Readable<'a>(pub(crate) &'a Segment);
@@ -491,10 +560,9 @@ impl IndexBuilder {
         Self { base, interval, last_entry_at: None, entries: Vec::new(), totals: Totals::empty(base) }
     }
 
-    /// Goes on where `entries` and `totals` stop.
-    pub(crate) fn resumed(base: Offset, interval: u64, entries: &[IndexEntry], totals: Totals) -> Self {
-        let last_entry_at = entries.last().map(|entry| u64::from(entry.position));
-        Self { base, interval, last_entry_at, entries: Vec::new(), totals }
+    /// Goes on where `totals` stop. The next frame gets an entry.
+    pub(crate) fn resumed(base: Offset, interval: u64, totals: Totals) -> Self {
+        Self { base, interval, last_entry_at: None, entries: Vec::new(), totals }
     }
 
     pub(crate) fn add(&mut self, at: u64, frame: &Frame, batch: &rimstone_record::BatchHeader) {

@@ -10,6 +10,7 @@ use rimstone_record::Batch;
 use rimstone_types::{Offset, ProducerId, Timestamp};
 
 use crate::{
+    checkpoint::Checkpoint,
     error::FileError,
     files,
     frame::{FrameWriter, LogPosition, SEGMENT_HEADER_LENGTH, Totals},
@@ -178,6 +179,8 @@ pub(crate) struct Staged {
 pub struct WritePlan {
     pub(crate) staged: Staged,
     pub(crate) head: Head,
+    /// As of the head, if one is due.
+    pub(crate) checkpoint: Option<Checkpoint>,
 }
 
 /// A write that failed.
@@ -233,6 +236,8 @@ pub struct AfterWrite {
     pub(crate) snapshots: Vec<Snapshot>,
     pub(crate) directory: PathBuf,
     pub(crate) kept: KeptSnapshots,
+    /// To be taken out before this is executed, and kept once a sync has covered the plan.
+    pub checkpoint: Option<Checkpoint>,
 }
 
 impl AfterWrite {

@@ -1,5 +1,6 @@
 //! The log against a model: append, duplicate, roll, trim, reopen, crash, torn tail, rot.
 
+mod checkpoints;
 mod damage;
 mod golden;
 mod model;

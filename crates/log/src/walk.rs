@@ -12,6 +12,9 @@ use crate::{
 /// How much is looked at in one piece while a next frame is searched behind damage.
 const RESYNC_WINDOW: usize = 1 << 20;
 
+/// Frames of this size are cheaper to step over, each with a system call, than to load.
+const HOP_SIZE: u64 = 8 << 10;
+
 /// Where the bytes of a segment come from.
 pub(crate) trait Source {
     /// The bytes from `at` on: `length` of them, fewer only at the end of the file.
@@ -45,13 +48,31 @@ pub(crate) struct Walker<S> {
     window_at: u64,
     window: Bytes,
     window_size: usize,
+    /// Payloads are not asked for: behind a frame of at least this size, only the next one's header is loaded.
+    hop: Option<u64>,
+    last_size: u64,
 }
 
 impl<S: Source> Walker<S> {
     /// A walk from a frame's position up to `end`, loading about `window_size` bytes at a time.
     pub(crate) fn new(source: S, salt: u32, position: u64, end: u64, window_size: usize) -> Self {
         let window_size = window_size.max(FRAME_PROBE_LENGTH);
-        Self { source, salt, end, position, window_at: position, window: Bytes::new(), window_size }
+        Self {
+            source,
+            salt,
+            end,
+            position,
+            window_at: position,
+            window: Bytes::new(),
+            window_size,
+            hop: None,
+            last_size: 0,
+        }
+    }
+
+    /// The same walk for who wants frames and not what is in them: large ones are not loaded.
+    pub(crate) fn over_headers(self) -> Self {
+        Self { hop: Some(HOP_SIZE), last_size: HOP_SIZE, ..self }
     }
 
     /// Where the next step looks.
@@ -74,6 +95,7 @@ impl<S: Source> Walker<S> {
             }
             Ok(frame) => {
                 self.position = at + frame.size();
+                self.last_size = frame.size();
                 Ok(Step::Frame(at, frame))
             }
             Err(error) => Ok(Step::Invalid(at, error)),
@@ -117,7 +139,9 @@ impl<S: Source> Walker<S> {
         let inside = at.checked_sub(self.window_at).map_or(usize::MAX, |skip| skip as usize);
         if inside.checked_add(length).is_none_or(|end| end > self.window.len()) {
             let rest = usize::try_from(self.end.saturating_sub(at)).unwrap_or(usize::MAX);
-            self.window = self.source.load(at, self.window_size.max(length).min(rest))?;
+            let hops = self.hop.is_some_and(|size| self.last_size >= size);
+            let ahead = if hops { length } else { self.window_size.max(length) };
+            self.window = self.source.load(at, ahead.min(rest))?;
             self.window_at = at;
             return Ok(self.window.slice(..length.min(self.window.len())));
         }

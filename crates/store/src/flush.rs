@@ -14,7 +14,7 @@ use std::{
 };
 
 use parking_lot::{Condvar, Mutex};
-use rimstone_log::{LogPosition, WriteFailure, WritePlan};
+use rimstone_log::{Checkpoint, LogPosition, WriteFailure, WritePlan};
 use rimstone_types::PartitionId;
 
 use self::writers::Writers;
@@ -87,6 +87,8 @@ impl Queue {
 struct Undurable {
     partition: Arc<LocalPartition>,
     dirty: Dirty,
+    /// The newest one due, of a place that the next sync covers.
+    checkpoint: Option<Checkpoint>,
 }
 
 /// The flush thread's own state.
@@ -195,7 +197,7 @@ impl Flusher {
         // Before the plan is taken: what is staged from here on queues the partition again.
         partition.queued.store(false, Ordering::Release);
         let Some(taken) = partition.take() else { return false };
-        let mut dirty = Dirty::default();
+        let (mut dirty, mut checkpoint) = (Dirty::default(), None);
         if let Some(mut plan) = taken.plan {
             let result = self.execute(&partition, &mut plan, &mut dirty);
             let bytes = plan.bytes();
@@ -207,14 +209,17 @@ impl Flusher {
                 return false;
             }
             Counters::add(&self.shared.counters.written_bytes, bytes);
-            let after = partition.written(plan);
+            let mut after = partition.written(plan);
+            checkpoint = after.checkpoint.take();
             partition.snapshots_written(after.execute());
             self.writers.used(&partition);
         }
-        let undurable = self
-            .undurable
-            .entry(partition.id)
-            .or_insert_with(|| Undurable { partition: Arc::clone(&partition), dirty: Dirty::default() });
+        let undurable = self.undurable.entry(partition.id).or_insert_with(|| Undurable {
+            partition: Arc::clone(&partition),
+            dirty: Dirty::default(),
+            checkpoint: None,
+        });
+        undurable.checkpoint = checkpoint.or(undurable.checkpoint.take());
         // A topic that was deleted and made again has another identity, so the partition is the same one.
         undurable.dirty.files.append(&mut dirty.files);
         undurable.dirty.directories.append(&mut dirty.directories);
@@ -267,12 +272,18 @@ impl Flusher {
         match result {
             Ok(()) => {
                 counters.synced(began.elapsed());
-                for (member, point) in group.iter().zip(points) {
+                let mut checkpoints = Vec::new();
+                for (member, point) in group.into_iter().zip(points) {
+                    let id = member.partition.id;
                     if member.partition.synced(point) {
-                        self.ends.insert(member.partition.id, point);
+                        self.ends.insert(id, point);
+                        checkpoints.extend(member.checkpoint.map(|checkpoint| (id, checkpoint)));
                     }
                 }
                 self.ends_since.get_or_insert_with(Instant::now);
+                if !checkpoints.is_empty() {
+                    self.shared.checkpoints.lock().add(&checkpoints, |id| self.shared.is_open(id));
+                }
             }
             Err(reason) => {
                 Counters::add(&counters.sync_failures, 1);

@@ -25,8 +25,8 @@ use std::{
 use futures::future::BoxFuture;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use rimstone_log::{
-    DataDirectory, DirectoryError, FileError, Log, LogConfig, LogPosition, OpenLogError, OpenOptions,
-    OpenReport, SaltSource, WITNESS_FILE, Witness, files, producers,
+    CHECKPOINTS_FILE, Checkpoint, Checkpoints, DataDirectory, DirectoryError, FileError, Log, LogConfig,
+    LogPosition, OpenLogError, OpenOptions, OpenReport, SaltSource, WITNESS_FILE, Witness, files, producers,
 };
 use rimstone_types::{ByteCount, PartitionId, ProducerEpoch, ProducerId, Timestamp, TopicId};
 use uuid::Uuid;
@@ -100,6 +100,9 @@ pub(crate) struct Shared {
     pub(crate) directory: DataDirectory,
     pub(crate) queue: flush::Queue,
     pub(crate) witness: Mutex<Witness>,
+    pub(crate) checkpoints: Mutex<Checkpoints>,
+    /// Of partitions that are not open yet.
+    checkpointed: Mutex<HashMap<PartitionId, Checkpoint>>,
     pub(crate) syncer: Syncer,
     pub(crate) counters: Counters,
     pub(crate) guard: DiskGuard,
@@ -112,6 +115,8 @@ pub(crate) struct Shared {
     /// Durable ends as the last run's witness has them.
     witnessed: HashMap<PartitionId, LogPosition>,
     opened: Instant,
+    /// Bytes that the process had read before.
+    read_before: u64,
     recovery: Mutex<RecoverySummary>,
     /// Whoever holds it keeps the flusher from its next sync.
     #[cfg(test)]
@@ -156,6 +161,8 @@ impl Shared {
         Counters::add(&self.counters.damaged_ranges, u64::from(report.damaged_ranges));
         let mut sum = self.recovery.lock();
         sum.partitions += 1;
+        sum.from_caches += u64::from(report.from_caches);
+        sum.read_bytes = files::bytes_read() - self.read_before;
         sum.torn_partitions += u64::from(report.torn_bytes > 0);
         sum.scanned_bytes += report.scanned_bytes;
         sum.rewritten_bytes += report.rewritten_bytes;
@@ -202,7 +209,7 @@ impl LocalStorage {
     /// # Errors
     /// [`LocalOpenError`]; a directory that cannot be used is left as it is.
     pub fn open(options: LocalOptions) -> Result<Arc<Self>, LocalOpenError> {
-        let opened = Instant::now();
+        let (opened, read_before) = (Instant::now(), files::bytes_read());
         let system = |what| move |source| LocalOpenError::System { what, source };
         files::make_directories(&options.directory)
             .map_err(|source| LocalOpenError::System { what: "make the data directory", source })?;
@@ -211,12 +218,15 @@ impl LocalStorage {
             Syncer::detect(&options.directory, options.sync).map_err(system("look at the device"))?;
         let directory = DataDirectory::open(&options.directory, Uuid::new_v4(), (options.clock.0)())?;
         let (witness, witnessed) = Witness::open(&directory.path().join(WITNESS_FILE))?;
+        let (checkpoints, checkpointed) = Checkpoints::open(&directory.path().join(CHECKPOINTS_FILE))?;
         let guard =
             DiskGuard::new(directory.path(), options.disk_reserve).map_err(system("look at the device"))?;
         let shared = Arc::new(Shared {
             directory,
             queue: flush::Queue::default(),
             witness: Mutex::new(witness),
+            checkpoints: Mutex::new(checkpoints),
+            checkpointed: Mutex::new(checkpointed),
             syncer,
             counters: Counters::default(),
             guard,
@@ -228,6 +238,7 @@ impl LocalStorage {
             producers: options.producers,
             witnessed,
             opened,
+            read_before,
             recovery: Mutex::default(),
             #[cfg(test)]
             gate: Mutex::default(),
@@ -279,7 +290,9 @@ fn open_partition(
                 witness: shared.witnessed.get(&id).copied(),
                 now,
             };
-            let (log, report) = Log::open(&path, id, log_config, options).map_err(|error| match error {
+            let checkpoint = shared.checkpointed.lock().remove(&id);
+            let opened = Log::open_from(&path, id, log_config, options, checkpoint);
+            let (log, report) = opened.map_err(|error| match error {
                 OpenLogError::Missing(_) => OpenError::Missing(id),
                 OpenLogError::File(error) => store_error(error).into(),
                 other => OpenError::Unusable { id, reason: other.to_string() },
@@ -404,7 +417,8 @@ impl Storage for LocalStorage {
     fn recovery(&self) -> Option<RecoverySummary> {
         let sum = self.shared.recovery.lock().clone();
         let directory = self.directory().to_owned();
-        (!self.was_clean() && sum.partitions > 0).then_some(RecoverySummary { directory, ..sum })
+        let was_clean = self.was_clean();
+        (sum.partitions > 0).then_some(RecoverySummary { directory, was_clean, ..sum })
     }
 
     fn sync_method(&self) -> SyncMethod {

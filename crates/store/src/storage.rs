@@ -38,8 +38,7 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     /// Counters since the start, for metrics.
     fn statistics(&self) -> StoreStatistics;
 
-    /// What opening partitions has cost so far because the last run did not stop cleanly; `None` if it did, or if
-    /// there was none.
+    /// What opening partitions has cost so far; `None` if none was there to open.
     fn recovery(&self) -> Option<RecoverySummary> {
         None
     }
@@ -225,16 +224,22 @@ pub enum Health {
     },
 }
 
-/// What an unclean start has done, over all partitions.
+/// What a start has done, over all partitions.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RecoverySummary {
     /// The data directory.
     pub directory: PathBuf,
-    /// Partitions that were recovered.
+    /// The last run stopped cleanly.
+    pub was_clean: bool,
+    /// Partitions that were opened.
     pub partitions: u64,
+    /// Partitions that were opened from the caches that a clean stop leaves.
+    pub from_caches: u64,
+    /// Bytes that this process has read with system calls from files of data directories since the store was opened.
+    pub read_bytes: u64,
     /// Partitions that had a torn tail.
     pub torn_partitions: u64,
-    /// Bytes of segment files that were read.
+    /// Bytes of segment files that were walked over.
     pub scanned_bytes: u64,
     /// Bytes that nothing attested, and that were written and synced again.
     pub rewritten_bytes: u64,

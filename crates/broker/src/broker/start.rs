@@ -4,12 +4,13 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, atomic::AtomicU32},
+    time::Duration,
 };
 
 use futures::{StreamExt, stream};
 use rimstone_store::{OpenError, OpenMode, PartitionConfig, Storage};
 use rimstone_types::{Offset, PartitionId, PartitionIndex, Timestamp, TopicId, TopicName};
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, task::AbortHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Broker, Inner, OPENS_AT_ONCE};
@@ -28,6 +29,15 @@ use crate::{
     topics::{CountSince, Slot, Topic, TopicTable},
 };
 
+/// Ends a task that is of no use to anybody else.
+struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 impl Broker {
     /// Reads the catalog, opens every partition and begins to serve. A topic whose partition is missing or
     /// unusable is served without it; that partition answers as unavailable.
@@ -40,6 +50,8 @@ impl Broker {
         clock: Arc<dyn Clock>,
     ) -> Result<Self, StartError> {
         let partitions = storage.list().await?;
+        let progress = tokio::spawn(tell_progress(Arc::clone(&storage), partitions.len()));
+        let _ends_with_the_start = AbortOnDrop(progress.abort_handle());
         let (mut catalog, loaded) = Catalog::open(&*storage, &partitions).await?;
         let now = clock.now();
         let server = match loaded.server {
@@ -106,20 +118,43 @@ impl Broker {
     }
 }
 
-/// One line for all partitions, after an unclean stop.
+/// How often a start that takes long says how far it is.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Says how far the start is, for as long as it lasts.
+async fn tell_progress(storage: Arc<dyn Storage>, partitions: usize) {
+    let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
+    ticks.tick().await;
+    loop {
+        ticks.tick().await;
+        let so_far = storage.recovery().unwrap_or_default();
+        tracing::info!(
+            opened = so_far.partitions,
+            partitions,
+            read_bytes = so_far.read_bytes,
+            rewritten_bytes = so_far.rewritten_bytes,
+            "still opening partitions"
+        );
+    }
+}
+
+/// One line for all partitions.
 fn tell_recovery(storage: &dyn Storage) {
     let Some(recovery) = storage.recovery() else { return };
     tracing::info!(
         directory = %recovery.directory.display(),
-        was_clean = false,
+        was_clean = recovery.was_clean,
         partitions = recovery.partitions,
+        from_caches = recovery.from_caches,
+        read_bytes = recovery.read_bytes,
         scanned_bytes = recovery.scanned_bytes,
         rewritten_bytes = recovery.rewritten_bytes,
         torn_partitions = recovery.torn_partitions,
         torn_bytes = recovery.torn_bytes,
         damaged_ranges = recovery.damaged_ranges,
         took_ms = u64::try_from(recovery.took.as_millis()).unwrap_or(u64::MAX),
-        "recovered after an unclean stop"
+        "{}",
+        if recovery.was_clean { "opened after a clean stop" } else { "recovered after an unclean stop" }
     );
 }
 
