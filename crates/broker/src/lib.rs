@@ -60,7 +60,7 @@ pub use member::{
 pub use offsets::{FoundOffset, OffsetQuery, PartitionOffset};
 pub use produce::{
     PartitionAppend, PartitionBatch, Payload, PendingProduce, PlainRecord, ProduceOutcome, ProduceRequest,
-    RecordPosition, RequestNumbering,
+    RecordPosition, RecordView, Records, RequestNumbering,
 };
 pub use producer_ids::{InitializedProducer, ProducerListing, ProducerPartition, ProducerState};
 pub use read::{

@@ -1,7 +1,9 @@
 //! Producing: a request is prepared (verified, partitioned, batched), submitted (its place in the order is
 //! fixed), and resolved. Not here: the order of numbered requests (`sessions`), duplicates (the store).
 
+mod batching;
 mod prepare;
+mod records;
 mod submit;
 
 use std::{
@@ -12,15 +14,15 @@ use std::{
 };
 
 use bytes::Bytes;
-use rimstone_record::Header;
 use rimstone_store::Appended;
 use rimstone_types::{
-    ByteCount, Offset, PartitionIndex, ProducerEpoch, ProducerId, RequestNumber, Timestamp, TopicName,
+    ByteCount, Offset, PartitionIndex, ProducerEpoch, ProducerId, RequestNumber, TopicName,
 };
 use tokio::{runtime::Handle, sync::oneshot};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 pub(crate) use prepare::Prepared;
+pub use records::{PlainRecord, RecordView, Records};
 use submit::Submitted;
 pub(crate) use submit::{is_end_not_met, needs_resend};
 
@@ -47,24 +49,9 @@ pub struct ProduceRequest {
 #[derive(Debug, Clone)]
 pub enum Payload {
     /// Records that the server partitions and batches.
-    Records(Vec<PlainRecord>),
+    Records(Arc<dyn Records>),
     /// Batches that a client encoded, each for one partition.
     Batches(Vec<PartitionBatch>),
-}
-
-/// A record as a program writes it.
-#[derive(Debug, Clone, Default)]
-pub struct PlainRecord {
-    /// Its key.
-    pub key: Option<Bytes>,
-    /// Its value.
-    pub value: Option<Bytes>,
-    /// Its headers, in order.
-    pub headers: Vec<Header>,
-    /// Its create time; `None`: the server's clock at arrival.
-    pub create_time: Option<Timestamp>,
-    /// An explicit partition wins over the key.
-    pub partition: Option<PartitionIndex>,
 }
 
 /// An encoded batch for one partition.
@@ -211,25 +198,11 @@ impl Drop for PendingProduce {
 impl ProduceRequest {
     /// How much room to reserve for it: the bytes that the request holds in memory, about.
     pub fn reserved_bytes(&self) -> ByteCount {
-        /// What a record costs beside its own bytes while it is in flight: its struct and its header.
-        const RECORD_OVERHEAD: usize = 128;
-        /// The same for a header.
-        const HEADER_OVERHEAD: usize = 64;
-        let optional = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
+        /// What a batch costs beside its own bytes while it is in flight.
+        const BATCH_OVERHEAD: usize = 128;
         let bytes: usize = match &self.payload {
-            Payload::Batches(batches) => {
-                batches.iter().map(|batch| batch.bytes.len() + RECORD_OVERHEAD).sum()
-            }
-            Payload::Records(records) => records
-                .iter()
-                .map(|record| {
-                    let headers = record
-                        .headers
-                        .iter()
-                        .map(|header| header.key.len() + optional(&header.value) + HEADER_OVERHEAD);
-                    optional(&record.key) + optional(&record.value) + headers.sum::<usize>() + RECORD_OVERHEAD
-                })
-                .sum(),
+            Payload::Batches(batches) => batches.iter().map(|batch| batch.bytes.len() + BATCH_OVERHEAD).sum(),
+            Payload::Records(records) => records.reserved_bytes(),
         };
         ByteCount(bytes as u64)
     }

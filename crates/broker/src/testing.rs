@@ -532,7 +532,7 @@ pub(crate) fn read_from(topic: &str, start: ReadStart) -> ReadRequest {
 pub(crate) fn plain(topic: &str, records: Vec<PlainRecord>) -> ProduceRequest {
     ProduceRequest {
         topic: name(topic),
-        payload: Payload::Records(records),
+        payload: Payload::Records(Arc::new(records)),
         numbering: None,
         expected_end: None,
     }

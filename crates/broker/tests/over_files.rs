@@ -40,7 +40,7 @@ fn request(writer: usize, numbering: RequestNumbering) -> ProduceRequest {
         value: Some(Bytes::from(numbering.number.to_string())),
         ..PlainRecord::default()
     };
-    let payload = Payload::Records((0..KEYS).map(record).collect());
+    let payload = Payload::Records(Arc::new((0..KEYS).map(record).collect::<Vec<_>>()));
     ProduceRequest { topic: topic(), payload, numbering: Some(numbering), expected_end: None }
 }
 

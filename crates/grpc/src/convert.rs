@@ -3,7 +3,6 @@
 
 use rimstone_broker::{ProducerPartition, ProducerState, ReadBatch, Reason, StoredRecord, Visibility};
 use rimstone_proto::v1;
-use rimstone_record::Header;
 use rimstone_types::{
     GroupName, InstanceId, InvalidName, LogEnds, MemberId, Numbering, Offset, ProducerEpoch, ProducerId,
     ProducerName, RequestNumber, TopicName,
@@ -78,10 +77,6 @@ pub(crate) fn log_ends(ends: LogEnds) -> v1::LogEnds {
         high_watermark: ends.durable.get(),
         log_end_offset: ends.written.get(),
     }
-}
-
-pub(crate) fn headers_in(headers: Vec<v1::Header>) -> Vec<Header> {
-    headers.into_iter().map(|header| Header { key: header.key, value: header.value }).collect()
 }
 
 pub(crate) fn stored_record(stored: StoredRecord) -> v1::StoredRecord {

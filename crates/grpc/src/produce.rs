@@ -1,26 +1,33 @@
-//! `ProduceService`: producer ids, and appends one by one. The stream is in `stream`.
+//! `ProduceService`: producer ids, and appends one by one. The stream is in `stream`, the calls over HTTP are in
+//! `service`, how records are read in `wire`.
 
+mod service;
 mod stream;
+mod wire;
+
+use std::sync::Arc;
 
 use rimstone_broker::{
-    Broker, PartitionAppend, PartitionBatch, Payload, PlainRecord, ProduceOutcome, ProduceRequest,
+    Broker, PartitionAppend, PartitionBatch, Payload, ProduceOutcome, ProduceRequest, Records as _,
     RequestNumbering, Reservation, ReserveError,
 };
 use rimstone_proto::v1;
-use rimstone_types::{ByteCount, Offset, PartitionIndex, Timestamp, TopicName};
-use tokio_stream::wrappers::ReceiverStream;
+use rimstone_types::{ByteCount, PartitionIndex, TopicName};
+use tokio::sync::mpsc;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     convert::{
-        headers_in, offset, producer_epoch, producer_id, producer_name, producer_states, request_number,
-        topic_name, topic_names,
+        offset, producer_epoch, producer_id, producer_name, producer_states, request_number, topic_name,
+        topic_names,
     },
     door::Door,
     receive::Received,
     refusal::Refusal,
     status::{partition_refusal, refusal, topic_refusal},
 };
+pub(crate) use service::ProduceDoor;
+use wire::{WireRequest, WireResponse, WireStreamRequest};
 
 /// The service.
 #[derive(Debug)]
@@ -49,11 +56,24 @@ impl Produce {
         })
     }
 
+    async fn answer(&self, request: Request<WireRequest>) -> Result<Response<WireResponse>, Status> {
+        let received = received(&request).take();
+        self.door.answer(self.append(request.into_inner(), received)).await
+    }
+
+    fn stream(
+        &self,
+        request: Request<Streaming<WireStreamRequest>>,
+    ) -> mpsc::Receiver<Result<v1::ProduceStreamResponse, Status>> {
+        let received = received(&request);
+        stream::open(self.door.clone(), self.stream_window, received, request.into_inner())
+    }
+
     async fn append(
         &self,
-        request: v1::ProduceRequest,
+        request: WireRequest,
         received: Option<Reservation>,
-    ) -> Result<v1::ProduceResponse, Refusal> {
+    ) -> Result<WireResponse, Refusal> {
         let request = produce_request(request)?;
         let topic = request.topic.clone();
         let reservation = match received {
@@ -101,16 +121,17 @@ fn failure_of_all(outcome: &ProduceOutcome, topic: &TopicName) -> Option<Refusal
         .then(|| partition_refusal(error, topic, first.partition))
 }
 
-fn produce_request(request: v1::ProduceRequest) -> Result<ProduceRequest, Refusal> {
+fn produce_request(request: WireRequest) -> Result<ProduceRequest, Refusal> {
+    let WireRequest { rest: request, records } = request;
     let topic = topic_name(&request.topic)?;
     let named = |refusal: Refusal| refusal.with("topic", &topic);
-    if !request.records.is_empty() && !request.batches.is_empty() {
+    if records.count() > 0 && !request.batches.is_empty() {
         return Err(named(Refusal::invalid("a request has either records or batches, not both")));
     }
     let numbering = request.request_number.map(numbering).transpose().map_err(named)?;
     let expected_end = request.expected_end.map(offset).transpose().map_err(named)?;
     let payload = if request.batches.is_empty() {
-        Payload::Records(request.records.into_iter().map(plain_record).collect())
+        Payload::Records(Arc::new(records))
     } else {
         if numbering.is_some() || expected_end.is_some() {
             return Err(named(Refusal::invalid(
@@ -131,16 +152,6 @@ fn numbering(number: v1::RequestNumber) -> Result<RequestNumbering, Refusal> {
     })
 }
 
-fn plain_record(record: v1::Record) -> PlainRecord {
-    PlainRecord {
-        key: record.key,
-        value: record.value,
-        headers: headers_in(record.headers),
-        create_time: record.create_time_ms.map(Timestamp),
-        partition: record.partition.map(PartitionIndex),
-    }
-}
-
 fn partition_batch(batch: v1::PartitionBatch) -> Result<PartitionBatch, Refusal> {
     let Some(encoded) = batch.batch else {
         return Err(Refusal::invalid("a batch has no bytes").with("partition", batch.partition));
@@ -152,18 +163,9 @@ fn partition_batch(batch: v1::PartitionBatch) -> Result<PartitionBatch, Refusal>
     })
 }
 
-fn produce_response(outcome: ProduceOutcome, topic: &TopicName) -> v1::ProduceResponse {
-    v1::ProduceResponse {
-        appends: outcome.appends.into_iter().map(|append| partition_append(append, topic)).collect(),
-        records: outcome
-            .records
-            .into_iter()
-            .map(|position| v1::RecordPosition {
-                partition: position.partition.0,
-                offset: position.offset.map(Offset::get),
-            })
-            .collect(),
-    }
+fn produce_response(outcome: ProduceOutcome, topic: &TopicName) -> WireResponse {
+    let appends = outcome.appends.into_iter().map(|append| partition_append(append, topic)).collect();
+    WireResponse { appends, records: outcome.records }
 }
 
 fn partition_append(append: PartitionAppend, topic: &TopicName) -> v1::PartitionAppend {
@@ -182,35 +184,5 @@ fn partition_append(append: PartitionAppend, topic: &TopicName) -> v1::Partition
             error: Some(partition_refusal(&error, topic, partition).into_item()),
             ..Default::default()
         },
-    }
-}
-
-#[tonic::async_trait]
-impl v1::produce_service_server::ProduceService for Produce {
-    async fn init_producer(
-        &self,
-        request: Request<v1::InitProducerRequest>,
-    ) -> Result<Response<v1::InitProducerResponse>, Status> {
-        self.door.answer(self.init(request.into_inner())).await
-    }
-
-    async fn produce(
-        &self,
-        request: Request<v1::ProduceRequest>,
-    ) -> Result<Response<v1::ProduceResponse>, Status> {
-        let received = received(&request);
-        let received = received.take();
-        self.door.answer(self.append(request.into_inner(), received)).await
-    }
-
-    type ProduceStreamStream = ReceiverStream<Result<v1::ProduceStreamResponse, Status>>;
-
-    async fn produce_stream(
-        &self,
-        request: Request<Streaming<v1::ProduceStreamRequest>>,
-    ) -> Result<Response<Self::ProduceStreamStream>, Status> {
-        let received = received(&request);
-        let answers = stream::open(self.door.clone(), self.stream_window, received, request.into_inner());
-        Ok(Response::new(ReceiverStream::new(answers)))
     }
 }

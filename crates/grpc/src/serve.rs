@@ -27,12 +27,11 @@ use crate::{
     lag::Lag,
     open::OpenCalls,
     options::GrpcOptions,
-    produce::Produce,
+    produce::{Produce, ProduceDoor},
     receive::Receive,
     replay::Replay,
 };
 
-type ProduceServer = v1::produce_service_server::ProduceServiceServer<Produce>;
 type GroupServer = v1::group_service_server::GroupServiceServer<Groups>;
 type LagServer = v1::lag_service_server::LagServiceServer<Lag>;
 type ReplayServer = v1::replay_service_server::ReplayServiceServer<Replay>;
@@ -41,7 +40,7 @@ type AdminServer = v1::admin_service_server::AdminServiceServer<Admin>;
 /// The services whose health is told one by one; the empty name is the server as a whole.
 const SERVICES: [&str; 7] = [
     "",
-    ProduceServer::NAME,
+    ProduceDoor::NAME,
     RawReads::NAME,
     GroupServer::NAME,
     LagServer::NAME,
@@ -172,9 +171,7 @@ fn routes(
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let door = Door::new(broker, options.request_timeout, open);
-    let produce = ProduceServer::new(Produce::new(door.clone(), options.stream_window))
-        .max_decoding_message_size(in_max)
-        .max_encoding_message_size(out_max);
+    let produce = ProduceDoor::new(Produce::new(door.clone(), options.stream_window), in_max, out_max);
     let consume = RawReads::new(Consume::new(door.clone()), in_max, out_max);
     let group = GroupServer::new(Groups::new(door.clone()))
         .max_decoding_message_size(in_max)
@@ -204,7 +201,7 @@ async fn tell_health(mut health: HealthReporter, broker: Broker, stop: Cancellat
     while timeout(HEALTH_INTERVAL, stop.cancelled()).await.is_err() {
         let produces = produce_status(&broker.health());
         if produces != told {
-            health.set_service_status(ProduceServer::NAME, produces).await;
+            health.set_service_status(ProduceDoor::NAME, produces).await;
             told = produces;
         }
     }

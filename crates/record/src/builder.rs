@@ -12,7 +12,7 @@ use crate::{
         PRODUCER_EPOCH_AT, PRODUCER_ID_AT, ProducerStamp, RECORD_COUNT_AT,
     },
     limits::Limits,
-    record::{Header, NewRecord, tail_bytes},
+    record::{AsHeader, HeaderParts, NewRecord, RecordParts, tail_bytes},
     varint,
 };
 
@@ -21,8 +21,10 @@ use crate::{
 pub struct BatchBuilder {
     compression: Compression,
     producer: Option<ProducerStamp>,
-    /// The encoded records, uncompressed.
-    records: Vec<u8>,
+    /// Room for the header and the encoded records, uncompressed; nothing before the first record.
+    bytes: Vec<u8>,
+    /// How many bytes to make room for with the first record.
+    expected_bytes: usize,
     count: u32,
     base_timestamp: Timestamp,
     max_timestamp: Timestamp,
@@ -37,7 +39,8 @@ impl BatchBuilder {
         Self {
             compression,
             producer: None,
-            records: Vec::new(),
+            bytes: Vec::new(),
+            expected_bytes: 0,
             count: 0,
             base_timestamp: Timestamp::default(),
             max_timestamp: Timestamp::default(),
@@ -52,11 +55,26 @@ impl BatchBuilder {
         self
     }
 
+    /// Makes room for so many bytes of records at once. What they really have may be less or more.
+    #[must_use]
+    pub fn expecting(mut self, bytes: usize) -> Self {
+        self.expected_bytes = bytes.min(self.limits.uncompressed_bytes);
+        self
+    }
+
     /// Adds a record.
     ///
     /// # Errors
     /// [`BuildError`]; the batch is as it was before.
     pub fn push(&mut self, record: &NewRecord) -> Result<(), BuildError> {
+        self.push_parts(record.parts())
+    }
+
+    /// The same for a record whose bytes lie elsewhere.
+    ///
+    /// # Errors
+    /// [`BuildError`]; the batch is as it was before.
+    pub fn push_parts<H: AsHeader>(&mut self, record: RecordParts<'_, H>) -> Result<(), BuildError> {
         if !self.compression.is_written() {
             return Err(BuildError::Compression(self.compression));
         }
@@ -67,7 +85,7 @@ impl BatchBuilder {
             let (headers, limit) = (record.headers.len(), self.limits.headers_per_record);
             return Err(BuildError::TooManyHeaders { headers, limit });
         }
-        let bytes = self.records.len().saturating_add(record.encoded_bytes_max());
+        let bytes = self.records_bytes().saturating_add(record.encoded_bytes_max());
         if bytes > self.limits.uncompressed_bytes {
             return Err(BuildError::TooLarge { bytes, limit: self.limits.uncompressed_bytes });
         }
@@ -81,8 +99,12 @@ impl BatchBuilder {
 
         self.base_timestamp = first;
         self.max_timestamp = if self.count == 0 { this } else { self.max_timestamp.max(this) };
-        let (key, value) = (record.key.as_deref(), record.value.as_deref());
-        put_record(&mut self.records, key, value, &record.headers, time_delta, self.count as i32);
+        if self.bytes.is_empty() {
+            self.bytes.reserve(HEADER_LENGTH + self.expected_bytes.max(record.encoded_bytes_max()));
+            self.bytes.resize(HEADER_LENGTH, 0);
+        }
+        let RecordParts { key, value, headers, .. } = record;
+        put_record(&mut self.bytes, key, value, headers, time_delta, self.count as i32);
         self.count += 1;
         Ok(())
     }
@@ -100,18 +122,26 @@ impl BatchBuilder {
     /// The bytes that the batch would have now, header included and before compression, which never makes it
     /// larger.
     pub fn estimated_bytes(&self) -> usize {
-        HEADER_LENGTH + self.records.len()
+        HEADER_LENGTH + self.records_bytes()
+    }
+
+    fn records_bytes(&self) -> usize {
+        self.bytes.len().saturating_sub(HEADER_LENGTH)
     }
 
     /// The batch. Records that compression would not make smaller are left as they are. Without records the
     /// batch holds one offset and no record.
     pub fn build(self) -> Batch {
         let mut compression = Compression::None;
-        let mut body = self.records;
+        let mut bytes = self.bytes;
+        // Without a record there is no room for the header yet.
+        bytes.resize(bytes.len().max(HEADER_LENGTH), 0);
         if self.compression == Compression::Lz4 && self.count > 0 {
-            let compressed = compression::lz4(&body);
-            if compressed.len() < body.len() {
-                (compression, body) = (Compression::Lz4, compressed);
+            let compressed = compression::lz4(&bytes[HEADER_LENGTH..]);
+            if compressed.len() < bytes.len() - HEADER_LENGTH {
+                compression = Compression::Lz4;
+                bytes.truncate(HEADER_LENGTH);
+                bytes.extend_from_slice(&compressed);
             }
         }
         let mut attributes = u16::from(compression.code());
@@ -123,9 +153,9 @@ impl BatchBuilder {
                 attributes |= BY_REQUEST_BIT;
             }
         }
-        let mut bytes = vec![0; HEADER_LENGTH];
+        let length = (bytes.len() - LENGTH_EXCLUDES) as i32;
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
-        put(LENGTH_AT, &((HEADER_LENGTH - LENGTH_EXCLUDES + body.len()) as i32).to_be_bytes());
+        put(LENGTH_AT, &length.to_be_bytes());
         put(MAGIC_AT, &MAGIC.to_be_bytes());
         put(ATTRIBUTES_AT, &attributes.to_be_bytes());
         put(LAST_OFFSET_DELTA_AT, &self.count.saturating_sub(1).to_be_bytes());
@@ -135,7 +165,6 @@ impl BatchBuilder {
         put(PRODUCER_EPOCH_AT, &epoch.to_be_bytes());
         put(BASE_SEQUENCE_AT, &base.to_be_bytes());
         put(RECORD_COUNT_AT, &self.count.to_be_bytes());
-        bytes.append(&mut body);
         Batch::from_own_bytes(bytes)
     }
 }
@@ -145,7 +174,7 @@ pub(crate) fn put_record(
     out: &mut Vec<u8>,
     key: Option<&[u8]>,
     value: Option<&[u8]>,
-    headers: &[Header],
+    headers: &[impl AsHeader],
     time_delta: i64,
     offset_delta: i32,
 ) {
@@ -153,6 +182,8 @@ pub(crate) fn put_record(
         + varint::length_i64(time_delta)
         + varint::length_i32(offset_delta)
         + tail_bytes(key.map(<[u8]>::len), value.map(<[u8]>::len), headers);
+    // Itself, and its length: 5 bytes at most, for a batch is bounded.
+    out.reserve(length + 5);
     varint::put_i64(out, length as i64);
     out.push(0);
     varint::put_i64(out, time_delta);
@@ -161,8 +192,9 @@ pub(crate) fn put_record(
     put_field(out, value);
     varint::put_i64(out, headers.len() as i64);
     for header in headers {
-        put_field(out, Some(header.key.as_bytes()));
-        put_field(out, header.value.as_deref());
+        let HeaderParts { key, value } = header.parts();
+        put_field(out, Some(key.as_bytes()));
+        put_field(out, value);
     }
 }
 

@@ -28,5 +28,5 @@ pub use error::{BatchError, BuildError, RecordFault};
 pub use header::{BatchHeader, HEADER_LENGTH, ProducerStamp};
 pub use iter::RecordIter;
 pub use limits::Limits;
-pub use record::{Header, NewRecord, Record};
+pub use record::{AsHeader, Header, HeaderParts, NewRecord, Record, RecordParts};
 pub use rules::RecordRules;

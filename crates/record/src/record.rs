@@ -46,21 +46,75 @@ impl NewRecord {
     /// An upper bound on the bytes that this record adds to a batch, uncompressed: within 15 bytes of the
     /// truth.
     pub fn encoded_bytes_max(&self) -> usize {
+        self.parts().encoded_bytes_max()
+    }
+
+    /// The same record, borrowed.
+    pub fn parts(&self) -> RecordParts<'_, Header> {
+        RecordParts {
+            key: self.key.as_deref(),
+            value: self.value.as_deref(),
+            headers: &self.headers,
+            timestamp: self.timestamp,
+        }
+    }
+}
+
+/// A record to be put into a batch from where its bytes lie.
+#[derive(Debug, Clone, Copy)]
+pub struct RecordParts<'a, H> {
+    /// Its key, if it has one.
+    pub key: Option<&'a [u8]>,
+    /// Its value; `None` deletes the key in a compacted topic.
+    pub value: Option<&'a [u8]>,
+    /// Its headers, in order.
+    pub headers: &'a [H],
+    /// Its create time.
+    pub timestamp: Timestamp,
+}
+
+impl<H: AsHeader> RecordParts<'_, H> {
+    /// An upper bound on the bytes that this record adds to a batch, uncompressed: within 15 bytes of the
+    /// truth.
+    pub fn encoded_bytes_max(&self) -> usize {
         /// Length (at most 5), attributes (1), time delta (10), offset delta (5).
         const FIXED: usize = 5 + 1 + 10 + 5;
-        FIXED
-            + tail_bytes(
-                self.key.as_ref().map(Bytes::len),
-                self.value.as_ref().map(Bytes::len),
-                &self.headers,
-            )
+        FIXED + tail_bytes(self.key.map(<[u8]>::len), self.value.map(<[u8]>::len), self.headers)
+    }
+}
+
+/// A header of a record, borrowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeaderParts<'a> {
+    /// Its name.
+    pub key: &'a str,
+    /// Its value, if it has one.
+    pub value: Option<&'a [u8]>,
+}
+
+/// What can be written as a header.
+pub trait AsHeader {
+    /// Its name and its value.
+    fn parts(&self) -> HeaderParts<'_>;
+}
+
+impl AsHeader for Header {
+    fn parts(&self) -> HeaderParts<'_> {
+        HeaderParts { key: &self.key, value: self.value.as_deref() }
+    }
+}
+
+impl AsHeader for HeaderParts<'_> {
+    fn parts(&self) -> HeaderParts<'_> {
+        *self
     }
 }
 
 /// The bytes of everything after the offset delta.
-pub(crate) fn tail_bytes(key: Option<usize>, value: Option<usize>, headers: &[Header]) -> usize {
+pub(crate) fn tail_bytes(key: Option<usize>, value: Option<usize>, headers: &[impl AsHeader]) -> usize {
     let each = headers.iter().map(|header| {
-        field_bytes(Some(header.key.len())) + field_bytes(header.value.as_ref().map(Bytes::len))
+        let HeaderParts { key, value } = header.parts();
+        field_bytes(Some(key.len())) + field_bytes(value.map(<[u8]>::len))
     });
     field_bytes(key) + field_bytes(value) + varint::length_i64(headers.len() as i64) + each.sum::<usize>()
 }

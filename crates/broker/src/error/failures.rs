@@ -82,7 +82,8 @@ pub struct InvalidRequest {
 }
 
 impl InvalidRequest {
-    pub(crate) fn new(why: impl Into<String>) -> Self {
+    /// Says why.
+    pub fn new(why: impl Into<String>) -> Self {
         Self { why: why.into() }
     }
 }

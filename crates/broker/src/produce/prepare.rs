@@ -2,7 +2,6 @@
 //! nothing.
 
 use std::{
-    collections::BTreeMap,
     num::NonZeroU32,
     sync::{Arc, atomic::Ordering},
     time::Instant,
@@ -10,18 +9,20 @@ use std::{
 
 use bytes::Bytes;
 use rimstone_record::{
-    Batch, BatchBuilder, BatchError, BatchHeader, BuildError, Compression, Limits as RecordLimits, NewRecord,
-    ProducerStamp, RecordRules, partitioner,
+    Batch, BatchError, BatchHeader, BuildError, Compression, HeaderParts, Limits as RecordLimits,
+    ProducerStamp, RecordParts, RecordRules, partitioner,
 };
 use rimstone_store::{Append, CleanupPolicy, PartitionStore, TimestampType};
 use rimstone_types::{Numbering, PartitionIndex, Timestamp};
 
-use super::{PartitionBatch, Payload, PlainRecord, ProduceRequest, RequestNumbering};
+use super::{
+    PartitionBatch, Payload, ProduceRequest, RecordView, Records, RequestNumbering, batching::Batching,
+};
 use crate::{
     broker::Inner,
     error::{
-        BatchCorrupt, BatchTooLarge, InvalidRequest, KeyRequired, LimitReached, ProduceError, RecordTooLarge,
-        ReservedName, TimestampTooFar,
+        BatchCorrupt, BatchTooLarge, InvalidRequest, KeyRequired, LimitReached, ProduceError, ReservedName,
+        TimestampTooFar,
     },
     reserve::Reservation,
     topics::{Slot, Topic},
@@ -57,7 +58,7 @@ pub(crate) struct Place {
 }
 
 /// Batches, and where each record of the request is in them.
-type Batched = (Vec<PreparedAppend>, Vec<Place>);
+pub(super) type Batched = (Vec<PreparedAppend>, Vec<Place>);
 
 /// A batch for a partition.
 #[derive(Debug)]
@@ -78,13 +79,13 @@ impl Prepared {
 
 /// What a topic asks of the records of one request, at one moment.
 #[derive(Debug)]
-struct Rules<'a> {
-    topic: &'a Topic,
-    now: Timestamp,
+pub(super) struct Rules<'a> {
+    pub(super) topic: &'a Topic,
+    pub(super) now: Timestamp,
     require_keys: bool,
     create_time_max: Option<Timestamp>,
-    batch_bytes_max: usize,
-    limits: RecordLimits,
+    pub(super) batch_bytes_max: usize,
+    pub(super) limits: RecordLimits,
 }
 
 impl Inner {
@@ -100,7 +101,7 @@ impl Inner {
         }
         let topic = self.topics.get(&topic)?;
         let count = match &payload {
-            Payload::Records(records) => records.len(),
+            Payload::Records(records) => records.count(),
             Payload::Batches(batches) => batches.len(),
         };
         if count == 0 {
@@ -113,7 +114,7 @@ impl Inner {
         let rules = Rules::of(&topic, self.clock.now(), self.record_limits());
         let (appends, places) = match payload {
             Payload::Records(records) => {
-                let (mut appends, places) = self.batch(&rules, records, numbering)?;
+                let (mut appends, places) = self.batch(&rules, &*records, numbering)?;
                 if expected_end.is_some() {
                     let [only] = &mut appends[..] else {
                         let why = "expected_end needs records that make one batch of one partition";
@@ -136,36 +137,18 @@ impl Inner {
         Ok(Prepared { topic, appends, places, reservation, arrived })
     }
 
-    /// Partitions plain records and makes batches of them.
+    /// Partitions plain records and makes batches of them: for each partition one, or without a request number as
+    /// many as are needed.
     fn batch(
         &self,
         rules: &Rules<'_>,
-        records: Vec<PlainRecord>,
+        records: &dyn Records,
         numbering: Option<RequestNumbering>,
     ) -> Result<Batched, ProduceError> {
-        let topic = rules.topic;
-        let mut spread = self.spread(topic, numbering)?;
-        let mut by_partition: BTreeMap<PartitionIndex, Vec<(usize, NewRecord)>> = BTreeMap::new();
-        for (index, record) in records.into_iter().enumerate() {
-            let partition = spread.partition_of(&record);
-            by_partition.entry(partition).or_default().push((index, rules.check(record)?));
-        }
-        let mut places = vec![Place::default(); by_partition.values().map(Vec::len).sum()];
-        let mut appends = Vec::with_capacity(by_partition.len());
-        for (partition, records) in by_partition {
-            let store = topic.partition(partition)?;
-            for batch in rules.build(partition, &records, numbering, appends.len(), &mut places)? {
-                let content_hash = match numbering {
-                    None => None,
-                    Some(_) => Some(
-                        batch.content_hash(&rules.limits).map_err(|error| rules.corrupt(partition, error))?,
-                    ),
-                };
-                let append = Append { batch, expected_end: None, content_hash, now: rules.now };
-                appends.push(PreparedAppend { partition, store: Arc::clone(store), append });
-            }
-        }
-        Ok((appends, places))
+        let spread = self.spread(rules.topic, numbering)?;
+        let mut batching = Batching::new(rules, numbering, records);
+        records.each(&mut |record| batching.push(spread.partition_of(&record), record))?;
+        batching.end()
     }
 
     /// How the records of a request are spread over partitions.
@@ -215,8 +198,8 @@ struct Spread {
 
 impl Spread {
     /// An explicit partition wins, then the key, then the request's own.
-    fn partition_of(&mut self, record: &PlainRecord) -> PartitionIndex {
-        match (record.partition, &record.key) {
+    fn partition_of(&self, record: &RecordView<'_>) -> PartitionIndex {
+        match (record.partition, record.key) {
             (Some(partition), _) => partition,
             (None, Some(key)) => partitioner::partition_for_key(key, self.count),
             (None, None) => self.keyless,
@@ -244,11 +227,11 @@ impl<'a> Rules<'a> {
         }
     }
 
-    fn corrupt(&self, partition: PartitionIndex, error: BatchError) -> ProduceError {
+    pub(super) fn corrupt(&self, partition: PartitionIndex, error: BatchError) -> ProduceError {
         BatchCorrupt { topic: self.topic.name.clone(), partition, error }.into()
     }
 
-    fn too_large(&self, partition: PartitionIndex, size: usize) -> ProduceError {
+    pub(super) fn too_large(&self, partition: PartitionIndex, size: usize) -> ProduceError {
         let limit = self.batch_bytes_max as u64;
         BatchTooLarge { topic: self.topic.name.clone(), partition, size: size as u64, limit }.into()
     }
@@ -258,64 +241,29 @@ impl<'a> Rules<'a> {
     }
 
     /// A plain record as it goes into a batch.
-    fn check(&self, record: PlainRecord) -> Result<NewRecord, ProduceError> {
-        if self.require_keys && record.key.is_none() {
+    pub(super) fn check<'r>(
+        &self,
+        record: RecordView<'r>,
+    ) -> Result<RecordParts<'r, HeaderParts<'r>>, ProduceError> {
+        let RecordView { key, value, headers, create_time, .. } = record;
+        if self.require_keys && key.is_none() {
             return Err(KeyRequired { topic: self.topic.name.clone() }.into());
         }
-        let timestamp = record.create_time.unwrap_or(self.now);
+        let timestamp = create_time.unwrap_or(self.now);
         if let Some(allowed) = self.create_time_max
             && !(Timestamp::YEAR_0..=allowed).contains(&timestamp)
         {
             return Err(self.too_far(timestamp, allowed));
         }
-        Ok(NewRecord { key: record.key, value: record.value, headers: record.headers, timestamp })
+        Ok(RecordParts { key, value, headers, timestamp })
     }
 
-    /// Makes batches of the records of one partition: one, or without a request number as many as are needed.
-    /// `places` learns where each record is, the first append being `first_append`.
-    fn build(
+    pub(super) fn unbuildable(
         &self,
         partition: PartitionIndex,
-        records: &[(usize, NewRecord)],
-        numbering: Option<RequestNumbering>,
-        first_append: usize,
-        places: &mut [Place],
-    ) -> Result<Vec<Batch>, ProduceError> {
-        let empty = || {
-            let builder = BatchBuilder::new(Compression::None);
-            match numbering {
-                None => builder,
-                Some(RequestNumbering { id, epoch, number }) => builder.producer(ProducerStamp {
-                    id,
-                    epoch,
-                    base: number.get(),
-                    numbering: Numbering::ByRequest,
-                }),
-            }
-        };
-        let mut batches = Vec::new();
-        let mut builder = empty();
-        for (index, record) in records {
-            let would_have = builder.estimated_bytes() + record.encoded_bytes_max();
-            if numbering.is_none() && !builder.is_empty() && would_have > self.batch_bytes_max {
-                batches.push(std::mem::replace(&mut builder, empty()).build());
-            }
-            places[*index] = Place { append: first_append + batches.len(), record: builder.len() as u32 };
-            builder.push(record).map_err(|error| self.unbuildable(partition, *index, error))?;
-            if builder.len() == 1 && builder.estimated_bytes() > self.batch_bytes_max {
-                let (topic, size) = (self.topic.name.clone(), builder.estimated_bytes() as u64);
-                let limit = self.batch_bytes_max as u64;
-                return Err(RecordTooLarge { topic, index: *index, size, limit }.into());
-            }
-        }
-        if builder.estimated_bytes() > self.batch_bytes_max {
-            return Err(self.too_large(partition, builder.estimated_bytes()));
-        }
-        batches.push(builder.build());
-        Ok(batches)
-    }
-
-    fn unbuildable(&self, partition: PartitionIndex, index: usize, error: BuildError) -> ProduceError {
+        index: usize,
+        error: BuildError,
+    ) -> ProduceError {
         match error {
             BuildError::TooLarge { bytes, .. } => self.too_large(partition, bytes),
             BuildError::TooManyRecords { limit } => {

@@ -5,8 +5,7 @@ use std::{collections::VecDeque, future::Future, sync::Arc, time::Duration};
 
 use rimstone_broker::{PendingProduce, ProduceRequest, Reservation};
 use rimstone_proto::v1::{
-    ProduceStreamAck, ProduceStreamAppend, ProduceStreamOpen, ProduceStreamOpened, ProduceStreamRequest,
-    ProduceStreamResponse, produce_stream_request, produce_stream_response,
+    ProduceStreamAck, ProduceStreamOpen, ProduceStreamOpened, ProduceStreamResponse, produce_stream_response,
 };
 use rimstone_types::{ByteCount, TopicName};
 use tokio::{
@@ -16,7 +15,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
-use super::{enlarged, produce_request, produce_response};
+use super::{
+    enlarged, produce_request, produce_response,
+    wire::{WireAppend, WireKind, WireStreamRequest},
+};
 use crate::{
     convert::{producer_id, producer_states, topic_names},
     door::Door,
@@ -62,7 +64,7 @@ pub(super) fn open(
     door: Door,
     window: ByteCount,
     received: Received,
-    requests: Streaming<ProduceStreamRequest>,
+    requests: Streaming<WireStreamRequest>,
 ) -> mpsc::Receiver<Answer> {
     let (answers, answered) = mpsc::channel(ANSWERS_WAITING_MAX);
     let stop = door.broker.shutdown_token();
@@ -72,10 +74,10 @@ pub(super) fn open(
 }
 
 /// What every message but the first must be.
-fn appended(kind: Option<produce_stream_request::Kind>) -> Result<ProduceStreamAppend, Refusal> {
+fn appended(kind: Option<WireKind>) -> Result<WireAppend, Refusal> {
     match kind {
-        Some(produce_stream_request::Kind::Append(append)) => Ok(append),
-        Some(produce_stream_request::Kind::Open(_)) => {
+        Some(WireKind::Append(append)) => Ok(append),
+        Some(WireKind::Open(_)) => {
             Err(Refusal::invalid("open must be the first message, and only the first"))
         }
         None => Err(Refusal::invalid("a message of a produce stream must be open or append")),
@@ -91,7 +93,7 @@ struct ProduceStream {
 }
 
 impl ProduceStream {
-    async fn serve(self, mut requests: Streaming<ProduceStreamRequest>) {
+    async fn serve(self, mut requests: Streaming<WireStreamRequest>) {
         match self.opened(&mut requests).await {
             Ok(opened) => {
                 let opened = produce_stream_response::Kind::Opened(opened);
@@ -127,7 +129,7 @@ impl ProduceStream {
     /// Takes the first message and says what is stored.
     async fn opened(
         &self,
-        requests: &mut Streaming<ProduceStreamRequest>,
+        requests: &mut Streaming<WireStreamRequest>,
     ) -> Result<ProduceStreamOpened, Status> {
         let first = tokio::select! {
             biased;
@@ -143,8 +145,8 @@ impl ProduceStream {
     }
 
     /// What the first message asks for.
-    async fn stored(&self, message: Option<ProduceStreamRequest>) -> Result<ProduceStreamOpened, Refusal> {
-        let Some(produce_stream_request::Kind::Open(ProduceStreamOpen { producer_id: id, topics })) =
+    async fn stored(&self, message: Option<WireStreamRequest>) -> Result<ProduceStreamOpened, Refusal> {
+        let Some(WireKind::Open(ProduceStreamOpen { producer_id: id, topics })) =
             message.and_then(|message| message.kind)
         else {
             return Err(Refusal::invalid("the first message of a produce stream must be open"));
@@ -167,7 +169,7 @@ impl ProduceStream {
     /// Reads requests and fixes their order, as fast as the window allows.
     async fn read(
         &self,
-        requests: &mut Streaming<ProduceStreamRequest>,
+        requests: &mut Streaming<WireStreamRequest>,
         in_flight: mpsc::Sender<InFlight>,
     ) -> End {
         let window = Arc::new(Semaphore::new(self.window_bytes as usize));
@@ -184,7 +186,7 @@ impl ProduceStream {
             let append = match message {
                 Ok(None) => return End::Finished,
                 Err(status) => return End::Refused(self.not_received(status)),
-                Ok(Some(ProduceStreamRequest { kind })) => match appended(kind) {
+                Ok(Some(WireStreamRequest { kind })) => match appended(kind) {
                     Ok(append) => append,
                     Err(refusal) => return End::Refused(self.refused(refusal)),
                 },
@@ -204,9 +206,11 @@ impl ProduceStream {
 
     /// Waits for room in the window and in the server's budget, then fixes the request's place in the order.
     /// May be dropped while it waits: then the request was not taken.
-    async fn take(&self, append: ProduceStreamAppend, window: &Arc<Semaphore>) -> InFlight {
+    async fn take(&self, mut append: WireAppend, window: &Arc<Semaphore>) -> InFlight {
         let received = self.received.take();
-        let request = append.request.ok_or_else(|| Refusal::invalid("an append must have a request"));
+        let request = append.request().ok_or_else(|| Refusal::invalid("an append must have a request"));
+        let request =
+            request.and_then(|request| request.map_err(|error| Refusal::invalid(error.to_string())));
         let request = request.and_then(produce_request);
         let bytes = request.as_ref().map_or(ByteCount(0), ProduceRequest::reserved_bytes);
         // A request larger than the window goes alone.
@@ -245,7 +249,7 @@ impl ProduceStream {
         while let Some(InFlight { correlation_id, taken, _share }) = queue.next().await {
             let answered = match taken {
                 Ok((topic, pending)) => match pending.await {
-                    Ok(outcome) => Ok(produce_response(outcome, &topic)),
+                    Ok(outcome) => Ok(produce_response(outcome, &topic).into_generated()),
                     Err(error) => Err(topic_refusal(&error, &topic)),
                 },
                 Err(refusal) => Err(refusal),
