@@ -28,7 +28,7 @@ use rimstone_log::{
     CHECKPOINTS_FILE, Checkpoint, Checkpoints, DataDirectory, DirectoryError, FileError, Log, LogConfig,
     LogPosition, OpenLogError, OpenOptions, OpenReport, SaltSource, WITNESS_FILE, Witness, files, producers,
 };
-use rimstone_types::{ByteCount, PartitionId, ProducerEpoch, ProducerId, Timestamp, TopicId};
+use rimstone_types::{ByteCount, Offset, PartitionId, ProducerEpoch, ProducerId, Timestamp, TopicId};
 use uuid::Uuid;
 
 use self::disk::DiskGuard;
@@ -273,7 +273,8 @@ fn open_partition(
                 _ => store_error(error).into(),
             };
             let path = shared.directory.create_partition(id).map_err(failed)?;
-            if let Some(end) = shared.witnessed.get(&id) {
+            // One that was durable up to 0 held nothing: a kill came before anybody knew of it.
+            if let Some(end) = shared.witnessed.get(&id).filter(|end| end.offset > Offset::ZERO) {
                 let reason = format!(
                     "{} is empty, and the log in it was durable up to {}",
                     path.display(),

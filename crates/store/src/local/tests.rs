@@ -287,6 +287,30 @@ async fn an_idle_store_hands_its_last_group_to_the_witness() {
     }
 }
 
+/// A kill while a topic with a fixed id is made leaves a witness of partitions that nobody knows of; a start takes
+/// those away, and the topic can be made all the same. Where records were durable it cannot.
+#[tokio::test]
+async fn what_was_taken_back_before_its_first_record_can_be_made_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let opened = || LocalStorage::open(options(directory.path(), SyncPreference::Auto)).unwrap();
+    let create = async |storage: &LocalStorage| {
+        storage.open(id(5), PartitionConfig::default(), OpenMode::CreateNew).await
+    };
+    let storage = opened();
+    create(&storage).await.unwrap();
+    storage.close().await.unwrap();
+    drop(storage);
+    let storage = opened();
+    storage.delete(id(5).topic).await.unwrap();
+    let partition = create(&storage).await.expect("nothing was lost");
+    partition.submit(append("x")).unwrap().await.unwrap();
+    storage.close().await.unwrap();
+    drop((storage, partition));
+    let storage = opened();
+    storage.delete(id(5).topic).await.unwrap();
+    assert!(matches!(create(&storage).await, Err(OpenError::Unusable { .. })));
+}
+
 #[tokio::test]
 async fn a_clock_is_asked_for_each_segment() {
     let directory = tempfile::tempdir().unwrap();
