@@ -71,6 +71,11 @@ impl Mount {
         self.mounted = false;
     }
 
+    /// The file system gives up, as after an error of its disk: it becomes read-only, also for what is open.
+    pub fn abort(&self) {
+        tool(Command::new("mount").args(["-o", "remount,abort"]).arg(&self.point));
+    }
+
     /// Mounts the image again, which replays its journal.
     pub fn mount(&mut self) {
         let image = self.image.as_ref().expect("only an image can be mounted again");

@@ -12,7 +12,7 @@ use clap::{Parser, Subcommand};
 use futures::FutureExt as _;
 use rand::RngExt as _;
 use rimstone_chaos::{
-    schedule::{SCHEDULES, Schedule, find},
+    schedule::{Fires, SCHEDULES, Schedule, WALK, find},
     tally::Tally,
     world::Report,
 };
@@ -61,6 +61,9 @@ struct Run {
     #[arg(long)]
     keep_going: bool,
 }
+
+/// A walk that nobody has begun begins at one of the first calls, so that a single run finds one.
+const WALK_BEGINS: u64 = 12;
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
@@ -125,10 +128,18 @@ fn all(run: &Run) -> anyhow::Result<bool> {
             let seed = match (run.from, stands) {
                 (Some(from), _) => from + round,
                 (None, Some(next)) => next,
+                (None, None) if schedule.fires == Fires::Walk => {
+                    anywhere / WALK * WALK + 1 + anywhere % WALK_BEGINS
+                }
                 (None, None) => anywhere,
             };
             let report = one(&runtime, schedule, run, seed);
             tally.count(schedule.name, seed, report.as_ref());
+            if schedule.fires == Fires::Walk && report.as_ref().is_some_and(|report| report.fired.is_empty())
+            {
+                println!("{}: the walk ends with {}", schedule.name, seed % WALK);
+                tally.next_walk(schedule.name);
+            }
             if let Some(path) = &run.tally {
                 tally.write(path)?;
             }

@@ -3,16 +3,19 @@
 //!
 //! Not here: the clients, what is checked.
 
+mod inject;
 mod kills;
+mod power;
 
 use std::{future::Future, path::Path, pin::Pin};
 
 use anyhow::ensure;
 
-use crate::world::{Report, Shape, World};
+use crate::world::{Disk, Report, Shape, World};
 
-/// What a schedule does once clients work: faults, and starts of the server. It leaves a server that runs.
-type Act = for<'a> fn(&'a mut World) -> Pin<Box<dyn Future<Output = anyhow::Result<()>> + 'a>>;
+/// What a schedule does once clients work: faults, and starts of the server. It leaves a server that runs. The number
+/// is that of a walk.
+type Act = for<'a> fn(&'a mut World, u64) -> Pin<Box<dyn Future<Output = anyhow::Result<()>> + 'a>>;
 
 /// A row of the matrix.
 #[derive(Debug, Clone, Copy)]
@@ -25,10 +28,25 @@ pub struct Schedule {
     pub why_not: fn() -> Option<String>,
     /// What its runs are made of, by seed.
     shape: fn(u64) -> Shape,
-    /// Whether at least one fault must fire in each run.
-    fires: bool,
+    /// When a fault must fire.
+    pub fires: Fires,
     act: Act,
 }
+
+/// When a fault must fire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fires {
+    /// Never: there is none.
+    Never,
+    /// In each run.
+    Always,
+    /// In each run of a walk but its last: the fault comes at the n-th call, and n is counted up until it does not
+    /// come any more. The last five digits of the seed are n.
+    Walk,
+}
+
+/// Of a seed of a walk: where the walk's number ends.
+pub const WALK: u64 = 100_000;
 
 const fn always() -> Option<String> {
     None
@@ -38,6 +56,23 @@ fn plain(_: u64) -> Shape {
     Shape::default()
 }
 
+fn with_syncfs(_: u64) -> Shape {
+    Shape { sync: Some("auto"), ..Shape::default() }
+}
+
+fn with_fdatasync(_: u64) -> Shape {
+    Shape { sync: Some("fdatasync"), ..Shape::default() }
+}
+
+fn on_ext4(_: u64) -> Shape {
+    Shape { disk: Disk::Ext4(96), ..Shape::default() }
+}
+
+fn on_a_small_disk(seed: u64) -> Shape {
+    let disk = if seed.is_multiple_of(2) { Disk::Ext4(32) } else { Disk::Tmpfs(32) };
+    Shape { disk, ..Shape::default() }
+}
+
 /// All rows.
 pub const SCHEDULES: &[Schedule] = &[
     Schedule {
@@ -45,16 +80,136 @@ pub const SCHEDULES: &[Schedule] = &[
         about: "no fault at all: a healthy server loses nothing either",
         why_not: always,
         shape: plain,
-        fires: false,
-        act: |world| Box::pin(kills::quiet(world)),
+        fires: Fires::Never,
+        act: |world, _| Box::pin(kills::quiet(world)),
     },
     Schedule {
         name: "kills",
         about: "SIGKILL at random moments, at starts too",
         why_not: always,
         shape: plain,
-        fires: true,
-        act: |world| Box::pin(kills::kills(world)),
+        fires: Fires::Always,
+        act: |world, _| Box::pin(kills::kills(world)),
+    },
+    Schedule {
+        name: "nth-syncfs",
+        about: "SIGKILL at the n-th syncfs of a thread, for every n",
+        why_not: inject::why_not,
+        shape: with_syncfs,
+        fires: Fires::Walk,
+        act: |world, n| Box::pin(inject::kill_at(world, "syncfs", n)),
+    },
+    Schedule {
+        name: "nth-fdatasync",
+        about: "SIGKILL at the n-th fdatasync of a thread, for every n",
+        why_not: inject::why_not,
+        shape: with_fdatasync,
+        fires: Fires::Walk,
+        act: |world, n| Box::pin(inject::kill_at(world, "fdatasync", n)),
+    },
+    Schedule {
+        name: "nth-pwritev",
+        about: "SIGKILL at the n-th pwritev of a thread, for every n",
+        why_not: inject::why_not,
+        shape: plain,
+        fires: Fires::Walk,
+        act: |world, n| Box::pin(inject::kill_at(world, "pwritev", n)),
+    },
+    Schedule {
+        name: "nth-pwrite64",
+        about: "SIGKILL at the n-th pwrite64 of a thread, for every n",
+        why_not: inject::why_not,
+        shape: plain,
+        fires: Fires::Walk,
+        act: |world, n| Box::pin(inject::kill_at(world, "pwrite64", n)),
+    },
+    Schedule {
+        name: "nth-rename",
+        about: "SIGKILL at the n-th rename of a thread, for every n",
+        why_not: inject::why_not,
+        shape: plain,
+        fires: Fires::Walk,
+        act: |world, n| Box::pin(inject::kill_at(world, "rename", n)),
+    },
+    Schedule {
+        name: "nth-unlink",
+        about: "SIGKILL at the n-th unlink of a thread, for every n",
+        why_not: inject::why_not,
+        shape: plain,
+        fires: Fires::Walk,
+        act: |world, n| Box::pin(inject::kill_at(world, "unlink", n)),
+    },
+    Schedule {
+        name: "nth-ftruncate",
+        about: "SIGKILL at the n-th ftruncate of a thread, for every n",
+        why_not: inject::why_not,
+        shape: plain,
+        fires: Fires::Walk,
+        act: |world, n| Box::pin(inject::kill_at(world, "ftruncate", n)),
+    },
+    Schedule {
+        name: "sync-fails",
+        about: "EIO from a sync, then a kill: told, never tried again, nothing acknowledged is lost",
+        why_not: inject::why_not,
+        shape: plain,
+        fires: Fires::Always,
+        act: |world, _| Box::pin(inject::sync_fails(world)),
+    },
+    Schedule {
+        name: "sync-fails-cut",
+        about: "EIO from a sync, then a power cut, at once or after the next start",
+        why_not: || inject::why_not().or_else(power::why_not),
+        shape: on_ext4,
+        fires: Fires::Always,
+        act: |world, _| Box::pin(inject::sync_fails(world)),
+    },
+    Schedule {
+        name: "calls-fail",
+        about: "EIO and ENOSPC from writes, renames, truncations, removals",
+        why_not: inject::why_not,
+        shape: plain,
+        fires: Fires::Always,
+        act: |world, _| Box::pin(inject::calls_fail(world)),
+    },
+    Schedule {
+        name: "slow",
+        about: "a disk whose syncs take up to 0.4 s",
+        why_not: inject::why_not,
+        shape: plain,
+        fires: Fires::Always,
+        act: |world, _| Box::pin(inject::slow(world)),
+    },
+    Schedule {
+        name: "slow-cut",
+        about: "the same, and the power goes in the middle of a sync",
+        why_not: || inject::why_not().or_else(power::why_not),
+        shape: on_ext4,
+        fires: Fires::Always,
+        act: |world, _| Box::pin(inject::slow(world)),
+    },
+    Schedule {
+        name: "power",
+        about: "power cuts of an ext4, also right after the start that follows a kill",
+        why_not: power::why_not,
+        shape: on_ext4,
+        fires: Fires::Always,
+        act: |world, _| Box::pin(power::cuts(world)),
+    },
+    Schedule {
+        name: "read-only",
+        about: "the file system gives up and is read-only",
+        why_not: power::why_not,
+        shape: on_ext4,
+        fires: Fires::Always,
+        act: |world, _| Box::pin(power::gives_up(world)),
+    },
+    Schedule {
+        name: "full",
+        about: "the disk is full, also with short writes, and has room again",
+        why_not: power::why_not,
+        shape: on_a_small_disk,
+        fires: Fires::Always,
+        act: |world, _| Box::pin(power::full(world)),
     },
 ];
 
@@ -71,7 +226,7 @@ impl Schedule {
     pub async fn run(&self, home: &Path, seed: u64) -> anyhow::Result<Report> {
         let shape = (self.shape)(seed);
         let mut world = World::new(home, seed, &shape).await?;
-        let outcome = self.act_out(&mut world, &shape).await;
+        let outcome = self.act_out(&mut world, &shape, seed).await;
         if outcome.is_err() {
             world.keep_history();
         }
@@ -79,11 +234,11 @@ impl Schedule {
         outcome
     }
 
-    async fn act_out(&self, world: &mut World, shape: &Shape) -> anyhow::Result<Report> {
+    async fn act_out(&self, world: &mut World, shape: &Shape, seed: u64) -> anyhow::Result<Report> {
         world.begin(shape, None);
-        (self.act)(world).await?;
+        (self.act)(world, seed % WALK).await?;
         let report = world.finish().await?;
-        ensure!(!self.fires || !report.fired.is_empty(), "no fault fired");
+        ensure!(self.fires != Fires::Always || !report.fired.is_empty(), "no fault fired");
         Ok(report)
     }
 }

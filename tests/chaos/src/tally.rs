@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fs, io::Write as _, path::Path};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
-use crate::world::Report;
+use crate::{schedule::WALK, world::Report};
 
 /// Counts of a schedule.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +26,9 @@ pub struct Row {
     pub unknown: u64,
     /// The seed behind the highest that was run: where a later run goes on.
     pub next_seed: u64,
+    /// Walks over every n-th call that have come to their end.
+    #[serde(default)]
+    pub walks: u64,
 }
 
 /// Counts of all schedules.
@@ -80,6 +83,13 @@ impl Tally {
         row.unknown += report.counts.unknown as u64;
     }
 
+    /// A walk has come to its end: the next one begins at the first call.
+    pub fn next_walk(&mut self, schedule: &str) {
+        let row = self.schedules.entry(schedule.to_owned()).or_default();
+        row.walks += 1;
+        row.next_seed = (row.next_seed / WALK + 1) * WALK + 1;
+    }
+
     /// Adds the counts of another.
     pub fn merge(&mut self, other: &Self) {
         for (name, theirs) in &other.schedules {
@@ -92,6 +102,7 @@ impl Tally {
             ours.sent += theirs.sent;
             ours.acknowledged += theirs.acknowledged;
             ours.unknown += theirs.unknown;
+            ours.walks += theirs.walks;
             ours.next_seed = ours.next_seed.max(theirs.next_seed);
         }
     }

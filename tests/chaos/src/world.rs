@@ -315,6 +315,16 @@ impl World {
         if self.random.random() { self.kill() } else { self.stop().await }
     }
 
+    /// The same; of a server that was made to fail a stop may end otherwise than well, but it must end.
+    pub async fn kill_or_stop_forgiving(&mut self) {
+        if self.random.random() {
+            self.kill();
+        } else if let Some(mut server) = self.server.take() {
+            server.signal(rustix::process::Signal::TERM);
+            server.ended().await;
+        }
+    }
+
     /// Writes down that a fault fired, and how much is acknowledged at this moment.
     pub fn fired(&mut self, kind: &str) {
         self.load.recorder.note("driver", What::Fault { what: kind.to_owned() });

@@ -14,19 +14,19 @@ pub(super) fn check(facts: &Facts, wrong: &mut Vec<Anomaly>) {
         wrong.push(Anomaly::bare(10, "the faults did not end"));
         return;
     };
-    // Everybody who ever asked for something.
-    let mut settled: BTreeMap<&str, Option<u64>> = BTreeMap::new();
+    // Everybody who ever asked for something: from when on it has to settle, and when it has.
+    let mut settled: BTreeMap<&str, (u64, Option<u64>)> = BTreeMap::new();
     for event in facts.events.iter().filter(|event| event.op != 0) {
-        settled.entry(&event.process).or_insert(None);
+        settled.entry(&event.process).or_insert((event.at_ns.max(end), None));
     }
     for event in facts.events.iter().filter(|event| event.what == What::Settled) {
-        settled.insert(&event.process, Some(event.at_ns));
+        settled.entry(&event.process).or_insert((end, None)).1 = Some(event.at_ns);
     }
-    for (process, at) in settled {
+    for (process, (from, at)) in settled {
         match at {
             None => wrong.push(Anomaly::bare(10, format!("{process} has not settled"))),
-            Some(at) if at > end + SETTLE_NS => {
-                let seconds = (at - end) / 1_000_000_000;
+            Some(at) if at > from + SETTLE_NS => {
+                let seconds = (at - from) / 1_000_000_000;
                 wrong.push(Anomaly::bare(10, format!("{process} has settled only after {seconds} s")));
             }
             Some(_) => {}

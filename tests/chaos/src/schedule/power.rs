@@ -1,0 +1,133 @@
+//! Power cuts of an ext4 of the run's own, a file system that gives up, a disk that is full.
+
+use std::fs;
+
+use anyhow::Context as _;
+use rand::RngExt as _;
+use rimstone_tests::skip::why_no_mounts;
+
+use crate::{event::What, world::World};
+
+/// Cuts in a run.
+const CUTS: usize = 4;
+
+pub(super) fn why_not() -> Option<String> {
+    why_no_mounts().map(str::to_owned)
+}
+
+/// Cuts the power and kills the server, in either order; afterwards there is what the device has. The server does not
+/// run.
+pub(super) async fn cut(world: &mut World) -> anyhow::Result<()> {
+    let kill_first = world.random.random_bool(0.3);
+    let switch = world.mount.as_ref().context("this run has its own file system")?.switch();
+    if kill_first {
+        world.kill();
+        switch.cut();
+    } else {
+        switch.cut();
+        // Whatever is acknowledged now counts too.
+        world.moment(3_000).await;
+        world.kill();
+    }
+    world.fired("power cut");
+    let mount = world.mount.as_mut().context("this run has its own file system")?;
+    mount.unmount();
+    mount.mount();
+    Ok(())
+}
+
+pub(super) async fn cuts(world: &mut World) -> anyhow::Result<()> {
+    for _ in 0..CUTS {
+        let more = world.random.random_range(20..300);
+        world.acknowledge_more(more).await?;
+        world.moment(3_000).await;
+        if world.random.random_bool(0.25) {
+            // After a kill the page cache has more than the device: what a start serves of it must be on the device.
+            world.kill();
+            world.fired("SIGKILL");
+            world.start().await?;
+            world.moment(30_000).await;
+        }
+        cut(world).await?;
+        world.start().await?;
+    }
+    world.acknowledge_more(100).await?;
+    Ok(())
+}
+
+/// The file system goes read-only under a running server.
+pub(super) async fn gives_up(world: &mut World) -> anyhow::Result<()> {
+    for _ in 0..2 {
+        let more = world.random.random_range(50..300);
+        world.acknowledge_more(more).await?;
+        world.mount.as_ref().context("this run has its own file system")?.abort();
+        world.fired("read-only");
+        // Readers go on, writers are refused.
+        world.moment(200_000).await;
+        let acknowledged = world.load.acknowledged();
+        world.moment(100_000).await;
+        if world.load.acknowledged() > acknowledged {
+            world.wrong("something was acknowledged on a file system that is read-only");
+        }
+        world.kill();
+        let mount = world.mount.as_mut().context("this run has its own file system")?;
+        mount.unmount();
+        mount.mount();
+        world.start().await?;
+    }
+    world.acknowledge_more(100).await?;
+    Ok(())
+}
+
+/// The disk is full, and then it is not: produce goes on by itself.
+pub(super) async fn full(world: &mut World) -> anyhow::Result<()> {
+    let ballast = world.mount.as_ref().context("this run has its own file system")?.point().join("ballast");
+    for _ in 0..3 {
+        let more = world.random.random_range(50..300);
+        world.acknowledge_more(more).await?;
+        let left = world.random.random_range(0..200) << 10;
+        fill(&ballast, left);
+        let recorder = world.load.recorder.clone();
+        let before = refusals(&recorder.events());
+        let refused = || refusals(&recorder.events()) > before;
+        if !world.until("a full disk is told", refused).await? {
+            world.wrong("I4: the server has ended on a full disk");
+            world.start().await?;
+        }
+        world.fired("disk full");
+        world.moment(50_000).await;
+        let again = world.random.random_bool(0.3);
+        if again {
+            // Killed while there is no room.
+            world.kill();
+        }
+        fs::remove_file(&ballast)?;
+        if again {
+            world.start().await?;
+        }
+        world.acknowledge_more(50).await?;
+    }
+    Ok(())
+}
+
+fn refusals(events: &[crate::event::Event]) -> usize {
+    let full = |what: &What| match what {
+        What::Refused { why } | What::Unknown { why } => {
+            why.contains("DISK_FULL") || why.contains("No space")
+        }
+        _ => false,
+    };
+    events.iter().filter(|event| full(&event.what)).count()
+}
+
+/// Fills a file until its file system has no more than so much room.
+fn fill(path: &std::path::Path, left: u64) {
+    use std::io::Write as _;
+    const PIECE: usize = 64 << 10;
+    let mut file = fs::File::create(path).expect("an empty file can be made");
+    let piece = vec![7; PIECE];
+    while file.write_all(&piece).is_ok() {}
+    // It may not take the last of it; what is over is given back.
+    let length = file.metadata().map_or(0, |data| data.len());
+    drop(file.set_len(length.saturating_sub(left)));
+}
