@@ -22,11 +22,11 @@ pub fn rimstone() -> &'static Path {
     })
 }
 
-/// `target/debug/deps/all-0123` is where a test lies; the program goes beside `deps`.
+/// `target/debug/deps/all-0123` is where a test lies; the program goes beside `deps`, where other programs are.
 fn build() -> PathBuf {
     let test = std::env::current_exe().expect("a running program has a path");
-    let deps = test.ancestors().find(|folder| folder.ends_with("deps")).expect("tests are built into deps");
-    let output = deps.parent().expect("deps lies in the folder of a profile");
+    let deps = test.ancestors().find(|folder| folder.ends_with("deps"));
+    let output = deps.unwrap_or(&test).parent().expect("a program lies in the folder of a profile");
     let target = output.parent().expect("a profile lies in the target directory");
     let profile = match output.file_name().and_then(|name| name.to_str()) {
         Some("debug") | None => "dev",

@@ -11,6 +11,7 @@
 //! | [`check`] | what must be true of it: ten rules |
 //! | [`world`] | a run: a server, its clients, two more starts in the end |
 //! | [`schedule`] | the matrix: what is done to the server |
+//! | [`proxy`] | a network that loses answers |
 //! | [`tally`] | what was run so far |
 //!
 //! Not here: code of the log or of batches that the server shares.
@@ -22,6 +23,7 @@ pub mod encode;
 pub mod event;
 pub mod facts;
 pub mod files;
+pub mod proxy;
 pub mod schedule;
 pub mod tally;
 pub mod value;

@@ -3,6 +3,8 @@
 //!
 //! Not here: the clients, what is checked.
 
+mod around;
+mod damage;
 mod inject;
 mod kills;
 mod power;
@@ -11,7 +13,10 @@ use std::{future::Future, path::Path, pin::Pin};
 
 use anyhow::ensure;
 
-use crate::world::{Disk, Report, Shape, World};
+use crate::{
+    proxy::Proxy,
+    world::{Disk, Report, Shape, World},
+};
 
 /// What a schedule does once clients work: faults, and starts of the server. It leaves a server that runs. The number
 /// is that of a walk.
@@ -62,6 +67,10 @@ fn with_syncfs(_: u64) -> Shape {
 
 fn with_fdatasync(_: u64) -> Shape {
     Shape { sync: Some("fdatasync"), ..Shape::default() }
+}
+
+fn behind_a_proxy(_: u64) -> Shape {
+    Shape { proxied: true, ..Shape::default() }
 }
 
 fn on_ext4(_: u64) -> Shape {
@@ -211,6 +220,46 @@ pub const SCHEDULES: &[Schedule] = &[
         fires: Fires::Always,
         act: |world, _| Box::pin(power::full(world)),
     },
+    Schedule {
+        name: "answers-lost",
+        about: "a proxy that delays, swallows answers and cuts connections; kills too",
+        why_not: always,
+        shape: behind_a_proxy,
+        fires: Fires::Always,
+        act: |world, _| Box::pin(around::answers_lost(world)),
+    },
+    Schedule {
+        name: "clock",
+        about: "a wall clock that jumps by days forward and most of an hour back",
+        why_not: around::why_no_faketime,
+        shape: plain,
+        fires: Fires::Always,
+        act: |world, _| Box::pin(around::clock_jumps(world)),
+    },
+    Schedule {
+        name: "descriptors",
+        about: "more connections than descriptors",
+        why_not: around::why_no_prlimit,
+        shape: plain,
+        fires: Fires::Always,
+        act: |world, _| Box::pin(around::few_descriptors(world)),
+    },
+    Schedule {
+        name: "memory",
+        about: "a memory cgroup of 96 MiB, page cache included",
+        why_not: around::why_no_cgroup,
+        shape: plain,
+        fires: Fires::Always,
+        act: |world, _| Box::pin(around::little_memory(world)),
+    },
+    Schedule {
+        name: "damage",
+        about: "after a run: files of every kind with flipped bits, cut, emptied, zeroed, removed, exchanged, longer",
+        why_not: always,
+        shape: plain,
+        fires: Fires::Always,
+        act: |world, _| Box::pin(kills::quiet(world)),
+    },
 ];
 
 /// The row of this name.
@@ -235,9 +284,17 @@ impl Schedule {
     }
 
     async fn act_out(&self, world: &mut World, shape: &Shape, seed: u64) -> anyhow::Result<Report> {
-        world.begin(shape, None);
+        if shape.proxied {
+            world.proxy = Some(Proxy::start(world.load.endpoint.clone(), seed).await?);
+        }
+        let through = world.proxy.as_ref().map(Proxy::endpoint);
+        world.begin(shape, through);
         (self.act)(world, seed % WALK).await?;
-        let report = world.finish().await?;
+        let (mut report, facts) = world.finish().await?;
+        if self.name == "damage" && report.wrong.is_empty() {
+            damage::cases(world, &facts).await?;
+            report = world.report().clone();
+        }
         ensure!(self.fires != Fires::Always || !report.fired.is_empty(), "no fault fired");
         Ok(report)
     }

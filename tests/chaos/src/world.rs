@@ -3,7 +3,7 @@
 //!
 //! Not here: which faults there are ([`crate::schedule`]).
 
-mod gather;
+pub(crate) mod gather;
 
 use std::{
     collections::BTreeMap,
@@ -32,7 +32,8 @@ use crate::{
         topics, within,
     },
     event::{Event, What, write_history},
-    facts::{Facts, Topic},
+    facts::{At, Facts, Topic},
+    proxy::Proxy,
 };
 
 /// How long everything may take that a run waits for.
@@ -98,6 +99,8 @@ pub struct World {
     pub load: Load,
     /// Its own file system.
     pub mount: Option<Mount>,
+    /// What is between producers and the server.
+    pub proxy: Option<Proxy>,
     setup: Setup,
     server: Option<Server>,
     phase: watch::Sender<Phase>,
@@ -176,6 +179,7 @@ impl World {
             home: home.to_path_buf(),
             load,
             mount,
+            proxy: None,
             setup,
             server: None,
             phase,
@@ -380,7 +384,7 @@ impl World {
     ///
     /// # Errors
     /// If that cannot be done; what is wrong with the data is in the report.
-    pub async fn finish(&mut self) -> anyhow::Result<Report> {
+    pub async fn finish(&mut self) -> anyhow::Result<(Report, Facts)> {
         self.load.recorder.note("driver", What::FaultsEnd);
         self.phase.send_replace(Phase::Drain);
         let deadline = Instant::now() + ENDING;
@@ -406,7 +410,13 @@ impl World {
         let mut facts = self.shown().await?;
         self.kill_or_stop().await;
         self.files(&mut facts)?;
-        self.judge(&facts)
+        Ok((self.judge(&facts)?, facts))
+    }
+
+    /// Whether a file, relative to the data directory, is one of a partition's.
+    pub fn is_of(&self, at: &At, file: &Path) -> bool {
+        let Some(id) = self.ids.get(&at.0) else { return false };
+        file.starts_with(Path::new("topics").join(id).join(at.1.to_string()))
     }
 
     /// Ends all clients; those that do not end are seen by the checker, as they have not settled.

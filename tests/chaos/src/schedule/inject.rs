@@ -159,12 +159,17 @@ pub(super) async fn calls_fail(world: &mut World) -> anyhow::Result<()> {
         "mkdir,mkdirat",
     ];
     const ERRORS: &[&str] = &["EIO", "ENOSPC"];
-    for _ in 0..3 {
+    // Some calls are rare.
+    let mut fired = 0;
+    for _ in 0..12 {
+        if fired == 3 {
+            break;
+        }
         world.acknowledge_more(60).await?;
         world.kill_or_stop().await;
         let call = CALLS.choose(&mut world.random).expect("there are some");
         let error = ERRORS.choose(&mut world.random).expect("there are some");
-        let n = world.random.random_range(1..40);
+        let n = world.random.random_range(1..20);
         let step = *["", "+5", "+1"].choose(&mut world.random).expect("there are some");
         let what = format!("{call}:error={error}:when={n}{step}");
         let kind = format!("{error} from {}", call.split(',').next().unwrap_or(call));
@@ -184,6 +189,7 @@ pub(super) async fn calls_fail(world: &mut World) -> anyhow::Result<()> {
         let injected = traced.injected() as u64;
         if injected > 0 {
             world.fired(&kind);
+            fired += 1;
         }
         world.kill_or_stop_forgiving().await;
         world.start().await?;

@@ -9,7 +9,7 @@ use rimstone_tests::skip::why_no_mounts;
 use crate::{event::What, world::World};
 
 /// Cuts in a run.
-const CUTS: usize = 4;
+const CUTS: usize = 6;
 
 pub(super) fn why_not() -> Option<String> {
     why_no_mounts().map(str::to_owned)
@@ -38,7 +38,7 @@ pub(super) async fn cut(world: &mut World) -> anyhow::Result<()> {
 
 pub(super) async fn cuts(world: &mut World) -> anyhow::Result<()> {
     for _ in 0..CUTS {
-        let more = world.random.random_range(20..300);
+        let more = world.random.random_range(20..200);
         world.acknowledge_more(more).await?;
         world.moment(3_000).await;
         if world.random.random_bool(0.25) {
