@@ -120,6 +120,16 @@ impl Setup {
     }
 
     async fn launch(self) -> Result<Server, StartFailure> {
+        let mut server = self.spawn();
+        server.wait_until_ready().await?;
+        Ok(server)
+    }
+
+    /// A server of which nobody knows yet whether it comes up.
+    ///
+    /// # Panics
+    /// If its ports were not chosen.
+    pub fn spawn(self) -> Server {
         fs::create_dir_all(&self.home).expect("the folder of a test can be made");
         let (grpc, web) = self.ports.expect("ports were chosen before");
         let output = (0..)
@@ -148,9 +158,7 @@ impl Setup {
             command.env(name, value);
         }
         let child = command.spawn().expect("the program can be started");
-        let mut server = Server { child, output, grpc_address: None, web_address: None, setup: self };
-        server.wait_until_ready().await?;
-        Ok(server)
+        Server { child, output, grpc_address: None, web_address: None, setup: self }
     }
 }
 

@@ -108,6 +108,8 @@ pub enum What {
     Violation { rule: u8, what: String },
     /// A fault was made.
     Fault { what: String },
+    /// From now on the device of the data fails, or is well again: meanwhile it may be that nothing can be read.
+    Device { fails: bool },
     /// There will be no more faults: everything has to settle.
     FaultsEnd,
     /// A client has nothing open any more.

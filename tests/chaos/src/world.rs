@@ -288,6 +288,11 @@ impl World {
         }
     }
 
+    /// Begins to start the server, and does not wait for it.
+    pub fn spawn(&mut self) {
+        self.server = Some(self.setup.clone().spawn());
+    }
+
     /// How the server is started.
     pub fn setup(&self) -> Setup {
         self.setup.clone()
@@ -334,6 +339,11 @@ impl World {
         self.load.recorder.note("driver", What::Fault { what: kind.to_owned() });
         *self.report.fired.entry(kind.to_owned()).or_default() += 1;
         self.report.at_faults.push((self.load.acknowledged(), self.load.sent()));
+    }
+
+    /// Writes down that the device fails from now on, or is well again.
+    pub fn device(&mut self, fails: bool) {
+        self.load.recorder.note("driver", What::Device { fails });
     }
 
     /// Counts a fault of which nothing is acknowledged, as one at a start.

@@ -60,6 +60,30 @@ pub(super) fn check(facts: &Facts, gathered: &Gathered, wrong: &mut Vec<Anomaly>
         }
     }
     topics(facts, wrong);
+    named_damage(facts, wrong);
+}
+
+/// Nothing is told to be lost where nothing was damaged; of a device that fails nothing may be readable meanwhile.
+fn named_damage(facts: &Facts, wrong: &mut Vec<Anomaly>) {
+    let mut fails = facts.damage;
+    for event in &facts.events {
+        match &event.what {
+            What::Device { fails: now } => fails = *now || facts.damage,
+            What::PollFailed { topic, partition, from, reason, lost }
+                if reason == "DATA_DAMAGED" && !fails =>
+            {
+                let what = format!("{} is told that {lost:?} is lost", event.process);
+                wrong.push(Anomaly::new(3, &(topic.clone(), *partition), Some(*from), None, what));
+            }
+            _ => {}
+        }
+    }
+    for (at, log) in facts.finals.iter().filter(|_| !facts.damage) {
+        for (from, until) in &log.lost {
+            let what = format!("the final read is told that it is lost up to {until}");
+            wrong.push(Anomaly::new(3, at, Some(*from), None, what));
+        }
+    }
 }
 
 /// Why a known record that is not in the final log ought to be there; `None` if it may be gone.

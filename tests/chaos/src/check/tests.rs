@@ -329,6 +329,33 @@ fn rule_3_topics_are_kept() {
     });
 }
 
+#[test]
+fn rule_3_nothing_is_told_to_be_lost() {
+    let failed = || What::PollFailed {
+        topic: "t".to_owned(),
+        partition: 0,
+        from: 3,
+        reason: "DATA_DAMAGED".to_owned(),
+        lost: Some((3, 5)),
+    };
+    refused("rule 3, t/0, offset 3: reader is told that Some((3, 5)) is lost", |facts| {
+        add(facts, "reader", 0, failed());
+    });
+    refused("rule 3, t/0, offset 3: reader is told that Some((3, 5)) is lost", |facts| {
+        add(facts, "driver", 0, What::Device { fails: true });
+        add(facts, "driver", 0, What::Device { fails: false });
+        add(facts, "reader", 0, failed());
+    });
+    refused("rule 3, t/0, offset 3: the final read is told that it is lost up to 5", |facts| {
+        log(facts).lost.push((3, 5));
+    });
+    let mut facts = good();
+    add(&mut facts, "driver", 0, What::Device { fails: true });
+    add(&mut facts, "reader", 0, failed());
+    add(&mut facts, "driver", 0, What::Device { fails: false });
+    assert_eq!(check(&facts).0, []);
+}
+
 /// Gives the record at an offset of `t` another stamp, as it was sent and in the files.
 fn restamp(facts: &mut Facts, sequence: u32, epoch: u32, new: u32) {
     change(facts, |what| match what {

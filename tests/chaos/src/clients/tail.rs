@@ -137,8 +137,6 @@ impl Tail {
                 start.max(from.min(end))
             }
             "DATA_DAMAGED" => {
-                self.client
-                    .violation(3, format!("{}/{partition} from {from}: {}", self.topic, failure.message));
                 let Some((_, until)) = lost else { return };
                 until.max(from)
             }

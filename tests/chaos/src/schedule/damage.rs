@@ -199,6 +199,9 @@ async fn one(world: &mut World, facts: &Facts, case: &Case, data: &Path) -> anyh
                 || case.other.as_ref().is_some_and(|other| world.is_of(at, other));
             match read {
                 Ok(log) => {
+                    if start == 0 && log.lost.is_empty() {
+                        look_up(world, &mut doors, facts, at, case).await?;
+                    }
                     let wrong = compare(case, at, known, &log, hurt, appended.get(at));
                     wrong
                         .into_iter()
@@ -210,10 +213,56 @@ async fn one(world: &mut World, facts: &Facts, case: &Case, data: &Path) -> anyh
             }
         }
         if start == 0 {
+            if kind(&case.file) != "log" {
+                lag(world, &mut doors, facts, case).await?;
+            }
             for at in facts.finals.keys() {
                 append(world, &mut doors, at, facts.topics[&at.0].compacted, &mut appended).await?;
             }
             world.kill_or_stop_forgiving().await;
+        }
+    }
+    Ok(())
+}
+
+/// Look-ups by time answer as before.
+async fn look_up(
+    world: &mut World,
+    doors: &mut Doors,
+    facts: &Facts,
+    at: &At,
+    case: &Case,
+) -> anyhow::Result<()> {
+    for lookup in facts.lookups.iter().filter(|lookup| lookup.at == *at) {
+        let request = v1::ListOffsetsRequest {
+            topic: at.0.clone(),
+            partitions: vec![at.1],
+            at: Some(v1::list_offsets_request::At::TimeMs(lookup.time_ms)),
+            ..Default::default()
+        };
+        let answer = within(doors.admin.list_offsets(request)).await?.into_inner();
+        let found = answer.offsets.first().context("one partition was asked for")?;
+        if found.error.is_some() || found.offset != lookup.offset {
+            world.wrong(format!("{case:?}: {lookup:?} is answered by {found:?}"));
+        }
+    }
+    Ok(())
+}
+
+/// The lag of groups is counted as before: no log was changed.
+async fn lag(world: &mut World, doors: &mut Doors, facts: &Facts, case: &Case) -> anyhow::Result<()> {
+    let groups: std::collections::BTreeSet<_> = facts.lag.iter().map(|lag| lag.group.clone()).collect();
+    for group in groups {
+        let request = v1::GetLagRequest { groups: vec![group.clone()], topics: Vec::new() };
+        let answer = within(doors.lag.get_lag(request)).await?.into_inner();
+        for known in facts.lag.iter().filter(|known| known.group == group) {
+            let now =
+                answer.partitions.iter().find(|now| (&now.topic, now.partition) == (&known.at.0, known.at.1));
+            if now
+                .is_none_or(|now| now.committed_offset != known.committed || now.lag_records != known.records)
+            {
+                world.wrong(format!("{case:?}: {known:?} is {now:?} now"));
+            }
         }
     }
     Ok(())

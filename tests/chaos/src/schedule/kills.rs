@@ -5,7 +5,7 @@ use rand::RngExt as _;
 use crate::world::World;
 
 /// Kills in a run.
-const KILLS: usize = 16;
+const KILLS: usize = 30;
 
 /// No fault: some work, a clean stop in the middle, more work.
 pub(super) async fn quiet(world: &mut World) -> anyhow::Result<()> {
@@ -20,7 +20,7 @@ pub(super) async fn quiet(world: &mut World) -> anyhow::Result<()> {
 
 pub(super) async fn kills(world: &mut World) -> anyhow::Result<()> {
     for _ in 0..KILLS {
-        let more = world.random.random_range(10..200);
+        let more = world.random.random_range(10..120);
         if !world.acknowledge_more(more).await? {
             world.wrong("I4: the server has ended by itself");
         }

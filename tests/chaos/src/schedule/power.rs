@@ -9,7 +9,7 @@ use rimstone_tests::skip::why_no_mounts;
 use crate::{event::What, world::World};
 
 /// Cuts in a run.
-const CUTS: usize = 6;
+const CUTS: usize = 8;
 
 pub(super) fn why_not() -> Option<String> {
     why_no_mounts().map(str::to_owned)
@@ -20,6 +20,7 @@ pub(super) fn why_not() -> Option<String> {
 pub(super) async fn cut(world: &mut World) -> anyhow::Result<()> {
     let kill_first = world.random.random_bool(0.3);
     let switch = world.mount.as_ref().context("this run has its own file system")?.switch();
+    world.device(true);
     if kill_first {
         world.kill();
         switch.cut();
@@ -33,20 +34,31 @@ pub(super) async fn cut(world: &mut World) -> anyhow::Result<()> {
     let mount = world.mount.as_mut().context("this run has its own file system")?;
     mount.unmount();
     mount.mount();
+    world.device(false);
     Ok(())
 }
 
 pub(super) async fn cuts(world: &mut World) -> anyhow::Result<()> {
     for _ in 0..CUTS {
-        let more = world.random.random_range(20..200);
+        let more = world.random.random_range(20..120);
         world.acknowledge_more(more).await?;
         world.moment(3_000).await;
-        if world.random.random_bool(0.25) {
-            // After a kill the page cache has more than the device: what a start serves of it must be on the device.
-            world.kill();
-            world.fired("SIGKILL");
-            world.start().await?;
-            world.moment(30_000).await;
+        // After a kill the page cache has more than the device: what a start serves of it must be on the device.
+        match world.random.random_range(0..4) {
+            0 => {
+                world.kill();
+                world.fired("SIGKILL");
+                world.start().await?;
+                world.moment(5_000).await;
+            }
+            1 => {
+                // In the middle of a start, or just behind it.
+                world.kill();
+                world.fired("SIGKILL");
+                world.spawn();
+                world.moment(250_000).await;
+            }
+            _ => {}
         }
         cut(world).await?;
         world.start().await?;
@@ -60,6 +72,7 @@ pub(super) async fn gives_up(world: &mut World) -> anyhow::Result<()> {
     for _ in 0..2 {
         let more = world.random.random_range(50..300);
         world.acknowledge_more(more).await?;
+        world.device(true);
         world.mount.as_ref().context("this run has its own file system")?.abort();
         world.fired("read-only");
         // Readers go on, writers are refused.
@@ -73,6 +86,7 @@ pub(super) async fn gives_up(world: &mut World) -> anyhow::Result<()> {
         let mount = world.mount.as_mut().context("this run has its own file system")?;
         mount.unmount();
         mount.mount();
+        world.device(false);
         world.start().await?;
     }
     world.acknowledge_more(100).await?;
