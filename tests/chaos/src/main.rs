@@ -118,6 +118,11 @@ fn all(run: &Run) -> anyhow::Result<bool> {
     }
     let mut tally = run.tally.as_ref().map_or_else(|| Ok(Tally::default()), |path| Tally::read(path))?;
     let anywhere: u64 = rand::rng().random_range(0..1 << 32);
+    if run.seconds.is_some() && !able.is_empty() {
+        // Where time ends a run early it is not always the same schedules that are left out.
+        let first = usize::try_from(anywhere).unwrap_or_default() % able.len();
+        able.rotate_left(first);
+    }
     let mut good = true;
     for round in 0..run.rounds {
         for schedule in &able {
@@ -171,7 +176,7 @@ fn one(runtime: &tokio::runtime::Runtime, schedule: &Schedule, run: &Run, seed: 
             let counts = &report.counts;
             println!(
                 "{name} seed {seed}: [{}], acknowledged/sent at faults {}; in the end {} of {} acknowledged, {} unknown, {} \
-                 refused, {} duplicates, {} polled, {} commits, {} kept; {} wrong; {seconds:.1} s",
+                 refused, {} duplicates, {} polled, {} commits, {} kept; settled in {:.1} s; {} wrong; {seconds:.1} s",
                 fired.join(", "),
                 at.join(" "),
                 counts.acknowledged,
@@ -182,6 +187,7 @@ fn one(runtime: &tokio::runtime::Runtime, schedule: &Schedule, run: &Run, seed: 
                 counts.polled,
                 counts.commits,
                 counts.kept,
+                report.settled.as_secs_f64(),
                 report.wrong.len(),
             );
             if report.wrong.is_empty() {

@@ -273,7 +273,22 @@ impl Schedule {
     /// # Errors
     /// If it could not be brought to its end; what is wrong with the data is in the report.
     pub async fn run(&self, home: &Path, seed: u64) -> anyhow::Result<Report> {
-        let shape = (self.shape)(seed);
+        self.run_with(home, seed, &[]).await
+    }
+
+    /// The same of a server with more settings.
+    ///
+    /// # Errors
+    /// As [`Schedule::run`].
+    pub async fn run_with(
+        &self,
+        home: &Path,
+        seed: u64,
+        settings: &[(&str, &str)],
+    ) -> anyhow::Result<Report> {
+        let mut shape = (self.shape)(seed);
+        let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        shape.settings.extend(settings);
         let mut world = World::new(home, seed, &shape).await?;
         let outcome = self.act_out(&mut world, &shape, seed).await;
         if outcome.is_err() {

@@ -43,6 +43,9 @@ const LOOK: Duration = Duration::from_millis(2);
 /// How long clients may take to end when they are told to; the checker judges by its own bound, which is shorter.
 const ENDING: Duration = Duration::from_secs(45);
 
+/// The same for a run of which it is known that something is wrong.
+const ENDING_OF_WRONG: Duration = Duration::from_secs(5);
+
 /// What a run is made of.
 #[derive(Debug, Clone)]
 pub struct Shape {
@@ -86,6 +89,8 @@ pub struct Report {
     pub fired: BTreeMap<String, u64>,
     /// Acknowledged and sent records at each fault.
     pub at_faults: Vec<(u64, u64)>,
+    /// How long it took from the end of the faults until no client had anything open.
+    pub settled: Duration,
 }
 
 /// A run.
@@ -397,10 +402,15 @@ impl World {
     pub async fn finish(&mut self) -> anyhow::Result<(Report, Facts)> {
         self.load.recorder.note("driver", What::FaultsEnd);
         self.phase.send_replace(Phase::Drain);
-        let deadline = Instant::now() + ENDING;
+        let begun = Instant::now();
+        let violated = |event: &Event| matches!(event.what, What::Violation { .. });
+        // Where something is wrong already nobody waits for what cannot settle.
+        let is_wrong = self.load.recorder.events().iter().any(violated);
+        let deadline = begun + if is_wrong { ENDING_OF_WRONG } else { ENDING };
         Self::ended(&mut self.producers, deadline).await?;
         self.phase.send_replace(Phase::Finish);
         Self::ended(&mut self.readers, deadline).await?;
+        self.report.settled = begun.elapsed();
         if let Some(status) = self.has_ended() {
             self.wrong(format!("I4: the server has ended by itself: {status}"));
             self.start().await?;
