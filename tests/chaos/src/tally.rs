@@ -116,7 +116,11 @@ impl Tally {
         for (name, row) in &self.schedules {
             let fired: Vec<_> = row.fired.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
             let fired = if fired.is_empty() { "none".to_owned() } else { fired.join(", ") };
-            let (rounds, failed, acknowledged) = (row.rounds, row.failed.len(), row.acknowledged);
+            let (failed, acknowledged) = (row.failed.len(), row.acknowledged);
+            let rounds = match row.walks {
+                0 => row.rounds.to_string(),
+                walks => format!("{} ({walks} whole walks)", row.rounds),
+            };
             writeln!(out, "| {name} | {rounds} | {failed} | {fired} | {acknowledged} |")
                 .expect("a string takes everything");
         }

@@ -1,12 +1,15 @@
 //! Power cuts of an ext4 of the run's own, a file system that gives up, a disk that is full.
 
-use std::fs;
+use std::{collections::HashSet, fs};
 
 use anyhow::Context as _;
 use rand::RngExt as _;
-use rimstone_tests::skip::why_no_mounts;
+use rimstone_tests::{group::event::now_ns, skip::why_no_mounts};
 
-use crate::{event::What, world::World};
+use crate::{
+    event::{Event, What},
+    world::World,
+};
 
 /// Cuts in a run.
 const CUTS: usize = 8;
@@ -75,12 +78,11 @@ pub(super) async fn gives_up(world: &mut World) -> anyhow::Result<()> {
         world.device(true);
         world.mount.as_ref().context("this run has its own file system")?.abort();
         world.fired("read-only");
+        let since = now_ns();
         // Readers go on, writers are refused.
-        world.moment(200_000).await;
-        let acknowledged = world.load.acknowledged();
-        world.moment(100_000).await;
-        if world.load.acknowledged() > acknowledged {
-            world.wrong("something was acknowledged on a file system that is read-only");
+        world.moment(300_000).await;
+        if let Some(process) = acknowledged_since(&world.load.recorder.events(), since) {
+            world.wrong(format!("{process} has an acknowledgement from a file system that is read-only"));
         }
         world.kill();
         let mount = world.mount.as_mut().context("this run has its own file system")?;
@@ -91,6 +93,17 @@ pub(super) async fn gives_up(world: &mut World) -> anyhow::Result<()> {
     }
     world.acknowledge_more(100).await?;
     Ok(())
+}
+
+/// Who sent something new since then and was told that it is stored.
+fn acknowledged_since(events: &[Event], since: u64) -> Option<String> {
+    let later = || events.iter().filter(|event| event.at_ns > since);
+    let asked: HashSet<u64> =
+        later().filter(|event| matches!(event.what, What::Send { .. })).map(|event| event.op).collect();
+    let new = |event: &&Event| {
+        matches!(event.what, What::Sent { duplicate: false, .. }) && asked.contains(&event.op)
+    };
+    later().find(new).map(|event| event.process.clone())
 }
 
 /// The disk is full, and then it is not: produce goes on by itself.
@@ -124,7 +137,7 @@ pub(super) async fn full(world: &mut World) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn refusals(events: &[crate::event::Event]) -> usize {
+fn refusals(events: &[Event]) -> usize {
     let full = |what: &What| match what {
         What::Refused { why } | What::Unknown { why } => {
             why.contains("DISK_FULL") || why.contains("No space")
