@@ -2,7 +2,7 @@
 //! again, in order, until it is. Now and then it sends a batch twice at once, takes a higher epoch while something is
 //! open, and lets its older self speak.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream::FuturesUnordered};
@@ -65,6 +65,8 @@ struct Dense {
     producer: (u64, u32),
     next: Vec<u32>,
     open: VecDeque<Open>,
+    /// Of each partition, what was acknowledged last.
+    last: BTreeMap<u32, Open>,
     left: u64,
     compacted: bool,
 }
@@ -77,7 +79,9 @@ pub async fn run(client: Client, plan: Plan) {
     let (stream, open) = (None, VecDeque::new());
     let left = plan.batches;
     let compacted = topic.compacted;
-    let mut dense = Dense { client, plan, doors, stream, producer: (0, 0), next, open, left, compacted };
+    let last = BTreeMap::new();
+    let mut dense =
+        Dense { client, plan, doors, stream, producer: (0, 0), next, open, last, left, compacted };
     if dense.begin().await {
         dense.work().await;
     }
@@ -98,6 +102,7 @@ impl Dense {
                     self.client.violation(4, format!("epoch {} after {}", self.producer.1, before.1));
                 }
                 self.open.clear();
+                self.last.clear();
                 self.next.fill(0);
                 for state in answer.partitions {
                     let Some(at) = state.partition else { continue };
@@ -119,6 +124,9 @@ impl Dense {
             }
             if phase == Phase::Work {
                 if self.plan.name.is_some() && self.client.random.random_bool(0.01) && !self.reborn().await {
+                    break;
+                }
+                if self.open.is_empty() && self.client.random.random_bool(0.01) && !self.slept().await {
                     break;
                 }
                 self.fill();
@@ -151,6 +159,26 @@ impl Dense {
                 self.client.answer(op, sent(&zombie, &append));
             }
             Err(failure) => self.client.answer(op, failure.told()),
+        }
+        true
+    }
+
+    /// Says nothing for a while, in which others write, segments roll and are compacted, and the server may be started
+    /// again. Then what was acknowledged last comes again: it must be known. False if the run ends before.
+    async fn slept(&mut self) -> bool {
+        for _ in 0..self.client.random.random_range(10..80) {
+            if self.client.load.phase() == Phase::Work {
+                self.client.pause().await;
+            }
+        }
+        let again: Vec<Open> = self.last.values().cloned().collect();
+        for (open, outcome) in self.by_calls(again).await {
+            let Err(failure) = outcome else { continue };
+            if matches!(failure.reason.as_str(), "UNKNOWN_PRODUCER" | "SEQUENCE_GAP" | "NUMBER_REUSED") {
+                let what = format!("{} for {:?}, which was acknowledged", failure.reason, open.stamp);
+                self.client.violation(4, what);
+                return self.begin().await;
+            }
         }
         true
     }
@@ -295,7 +323,7 @@ impl Dense {
     async fn take(&mut self, outcomes: Vec<(Open, Outcome)>) -> bool {
         let mut failed = outcomes.is_empty();
         // As it was when they were sent: behind the oldest of a partition a refusal may be due to those before it.
-        let mut partitions = std::collections::BTreeSet::new();
+        let mut partitions = BTreeSet::new();
         let oldest: Vec<u64> = self
             .open
             .iter()
@@ -309,6 +337,7 @@ impl Dense {
                     self.open.retain(|other| other.first != open.first);
                     if self.open.len() < before {
                         self.client.load.count_acknowledged(open.count as usize);
+                        self.last.insert(open.partition, open);
                     }
                 }
                 Err(failure) => {
