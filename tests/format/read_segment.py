@@ -283,6 +283,9 @@ def read(data, topic, partition):
                 require(base >= next_offset, "offsets rise")
             else:
                 require(base == next_offset and len(records) == following - base, "offsets are dense")
+            producer, _, _, count = struct.unpack_from(">qhii", payload, 43)
+            if control and producer == -1 and count == 0:
+                yield {"given_up": [base, following]}
             next_offset = following
             batches.append({"position": position, "base": base, "next": next_offset, "time": time, "records": records})
             for record in records:

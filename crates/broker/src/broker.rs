@@ -104,6 +104,8 @@ pub struct ServerDescription {
     pub partitions: u32,
     /// Those of them that could not be opened.
     pub unavailable_partitions: u32,
+    /// Those, and of the server's own, in which damage is known.
+    pub damaged_partitions: u32,
     /// How appends become durable.
     pub sync_method: SyncMethod,
     /// How the device is.
@@ -127,6 +129,7 @@ impl Broker {
             started: inner.started,
             topics,
             partitions,
+            damaged_partitions: inner.damaged_partitions(),
             unavailable_partitions: u32::try_from(unavailable_partitions).unwrap_or(u32::MAX),
             sync_method: inner.storage.sync_method(),
             health: inner.storage.health(),

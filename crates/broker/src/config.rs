@@ -2,6 +2,8 @@
 
 use std::{num::NonZeroU32, time::Duration};
 
+use rimstone_types::ByteCount;
+
 use crate::{limits::Limits, settings::TopicSettings};
 
 /// The broker's configuration.
@@ -17,6 +19,10 @@ pub struct BrokerConfig {
     /// How often compacted topics are looked at for what is due (15 s, as in Kafka: `log.cleaner.backoff.ms`). Zero:
     /// never by itself ([`Broker::compact`](crate::Broker::compact) does it).
     pub compaction_interval: Duration,
+    /// How often all sealed segments are gone over, from the disk, to find damage.
+    pub scrub_interval: Duration,
+    /// How much of them in a second, at most. Zero: never by itself ([`Broker::scrub`](crate::Broker::scrub) does it).
+    pub scrub_pace: ByteCount,
     /// Lag is shown in metrics for each partition too, not only for each topic of a group: many series.
     pub lag_per_partition: bool,
     /// Bounds.
@@ -30,6 +36,8 @@ impl Default for BrokerConfig {
             topic_defaults: TopicSettings::default(),
             maintenance_interval: Duration::from_secs(5 * 60),
             compaction_interval: Duration::from_secs(15),
+            scrub_interval: Duration::from_secs(7 * 24 * 60 * 60),
+            scrub_pace: ByteCount::mib(8),
             lag_per_partition: false,
             limits: Limits::default(),
         }

@@ -12,7 +12,7 @@ pub use failures::{
     ProducerNotFound, RecordTooLarge, ResendFirst, ReservedName, ShuttingDown, SubmitRefused,
     TimestampTooFar, TopicExists, TopicNotFound, Undecodable,
 };
-use rimstone_store::{AppendError, Backpressure, StoreError};
+use rimstone_store::{AcceptLossError, AppendError, Backpressure, StoreError};
 
 use crate::settings::SettingError;
 
@@ -51,6 +51,8 @@ pub enum Reason {
     AppendUndone,
     AppendUnknown,
     DataDamaged,
+    DamageDiffers,
+    LossRefused,
     GroupNotFound,
     GroupExists,
     GroupNotEmpty,
@@ -64,7 +66,7 @@ pub enum Reason {
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 40] = [
+    pub const ALL: [Self; 42] = [
         Self::TopicNotFound,
         Self::PartitionNotFound,
         Self::ProducerNotFound,
@@ -96,6 +98,8 @@ impl Reason {
         Self::AppendUndone,
         Self::AppendUnknown,
         Self::DataDamaged,
+        Self::DamageDiffers,
+        Self::LossRefused,
         Self::GroupNotFound,
         Self::GroupExists,
         Self::GroupNotEmpty,
@@ -141,6 +145,8 @@ impl Reason {
             Self::AppendUndone => "APPEND_UNDONE",
             Self::AppendUnknown => "APPEND_UNKNOWN",
             Self::DataDamaged => "DATA_DAMAGED",
+            Self::DamageDiffers => "DAMAGE_DIFFERS",
+            Self::LossRefused => "LOSS_REFUSED",
             Self::GroupNotFound => "GROUP_NOT_FOUND",
             Self::GroupExists => "GROUP_EXISTS",
             Self::GroupNotEmpty => "GROUP_NOT_EMPTY",
@@ -312,6 +318,38 @@ failures_of! {
         ShuttingDown(ShuttingDown),
         /// The store could not.
         Store(StoreError),
+    }
+}
+
+failures_of! {
+    /// Why damage could not be looked at.
+    FindDamageError {
+        /// There is no such topic.
+        NotFound(TopicNotFound),
+        /// There is no such partition.
+        PartitionNotFound(PartitionNotFound),
+        /// The partition could not be opened.
+        Unavailable(PartitionUnavailable),
+        /// The store could not.
+        Store(StoreError),
+    }
+}
+
+failures_of! {
+    /// Why a loss was not accepted.
+    LossError {
+        /// There is no such topic.
+        NotFound(TopicNotFound),
+        /// There is no such partition.
+        PartitionNotFound(PartitionNotFound),
+        /// The partition could not be opened.
+        Unavailable(PartitionUnavailable),
+        /// No range, or one that is none.
+        Invalid(InvalidRequest),
+        /// The server stops.
+        ShuttingDown(ShuttingDown),
+        /// The store refused, or could not.
+        Store(AcceptLossError),
     }
 }
 

@@ -12,6 +12,7 @@ mod clock;
 mod compaction;
 mod config;
 mod coordinator;
+mod damage;
 mod decode;
 mod error;
 mod fetch;
@@ -37,17 +38,19 @@ pub use broker::{Broker, ReadinessIssue, ServerDescription};
 pub use clock::{Clock, SystemClock};
 pub use compaction::CompactionReport;
 pub use config::BrokerConfig;
+pub use damage::ScrubReport;
 pub use decode::{Decoded, StoredRecord, decode};
 pub use error::{
     AlterTopicError, BatchCorrupt, BatchTooLarge, CatalogError, CatalogUnreadable, CoordinatorLoading,
     CreateTopicError, DeleteProducerError, DeleteRecordsError, DeleteTopicError, Details, Failure,
-    FetchError, FewerPartitions, GroupRequestError, IdUnknown, InitProducerError, InvalidRequest,
-    KeyRequired, LagError, LimitReached, ListOffsetsError, NoRoom, OffsetCommitError, OutOfRange,
-    PartitionAppendError, PartitionNotFound, PartitionNotOwned, PartitionReadError, PartitionUnavailable,
-    PlanChanged, ProduceError, ProducerFenced, ProducerNotFound, ProducerStateError, ReadError, Reason,
-    RecordTooLarge, ReplayError, ResendFirst, ReserveError, ReservedName, SessionCommitError, SessionError,
-    SessionFenced, SessionFencedWhy, SessionProblem, ShuttingDown, StartError, StartPositionNeeded,
-    SubmitRefused, TimestampTooFar, TopicExists, TopicNotFound, Undecodable,
+    FetchError, FewerPartitions, FindDamageError, GroupRequestError, IdUnknown, InitProducerError,
+    InvalidRequest, KeyRequired, LagError, LimitReached, ListOffsetsError, LossError, NoRoom,
+    OffsetCommitError, OutOfRange, PartitionAppendError, PartitionNotFound, PartitionNotOwned,
+    PartitionReadError, PartitionUnavailable, PlanChanged, ProduceError, ProducerFenced, ProducerNotFound,
+    ProducerStateError, ReadError, Reason, RecordTooLarge, ReplayError, ResendFirst, ReserveError,
+    ReservedName, SessionCommitError, SessionError, SessionFenced, SessionFencedWhy, SessionProblem,
+    ShuttingDown, StartError, StartPositionNeeded, SubmitRefused, TimestampTooFar, TopicExists,
+    TopicNotFound, Undecodable,
 };
 pub use fetch::{FetchAnswer, FetchPartition, FetchRequest, Fetched, FetchedPartition};
 pub use groups::{CommitRequest, CommittedOffset, GroupDescription, OffsetCommitted, OffsetToCommit};
@@ -75,5 +78,7 @@ pub use rimstone_state::group::{
     Assignor, CommitError, Committed, Description, FencedBecause, GroupError, GroupState, MemberDescription,
     OffsetValue, Partitions, Summary as GroupSummary,
 };
-pub use rimstone_store::{Health, ReadBatch, StoreState, Visibility};
+pub use rimstone_store::{
+    AcceptedLoss, DamagedRange, Health, OffsetRange, ReadBatch, StoreState, Visibility,
+};
 pub use topics::{PartitionDescription, TopicDescription, TopicSummary};

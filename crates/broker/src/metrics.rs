@@ -4,6 +4,7 @@ mod collector;
 mod compaction;
 mod groups;
 mod lag;
+mod scrub;
 
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Registry, TextEncoder};
 use rimstone_store::ReadBatch;
@@ -12,6 +13,7 @@ use rimstone_types::TopicName;
 pub(crate) use collector::StateCollector;
 pub(crate) use compaction::CompactionCounters;
 use groups::GroupCounters;
+use scrub::ScrubCounters;
 
 use crate::error::{Failure, Reason};
 
@@ -30,6 +32,7 @@ pub(crate) struct Metrics {
     fetched_bytes: IntCounterVec,
     pub(crate) groups: GroupCounters,
     pub(crate) compaction: CompactionCounters,
+    pub(crate) scrub: ScrubCounters,
     pub(crate) produce_seconds: Histogram,
     pub(crate) fetch_seconds: Histogram,
 }
@@ -64,6 +67,7 @@ impl Metrics {
             ),
             groups: GroupCounters::new(&registry),
             compaction: CompactionCounters::new(&registry),
+            scrub: ScrubCounters::new(&registry),
             produce_seconds: latency(
                 &registry,
                 "rimstone_produce_duration_seconds",

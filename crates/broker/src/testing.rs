@@ -410,6 +410,7 @@ pub(crate) fn still() -> BrokerConfig {
     BrokerConfig {
         maintenance_interval: Duration::ZERO,
         compaction_interval: Duration::ZERO,
+        scrub_pace: ByteCount(0),
         ..BrokerConfig::default()
     }
 }

@@ -14,8 +14,8 @@ use tokio::sync::watch;
 use crate::{
     broker::Broker,
     error::{
-        DeleteRecordsError, OffsetCommitError, PartitionNotFound, PartitionReadError, PartitionUnavailable,
-        ProduceError, TopicNotFound,
+        DeleteRecordsError, FindDamageError, LossError, OffsetCommitError, PartitionNotFound,
+        PartitionReadError, PartitionUnavailable, ProduceError, TopicNotFound,
     },
     metrics::TopicCounters,
     settings::{Overrides, TopicSetting, TopicSettings},
@@ -262,6 +262,8 @@ macro_rules! from_slot_error {
 from_slot_error!(
     ProduceError::PartitionNotFound,
     DeleteRecordsError::PartitionNotFound,
+    FindDamageError::PartitionNotFound,
+    LossError::PartitionNotFound,
     OffsetCommitError::PartitionNotFound,
     PartitionReadError::NotFound
 );

@@ -1,5 +1,7 @@
 //! `rimstone topic`: makes, shows, changes and deletes topics.
 
+mod loss;
+
 use std::collections::BTreeMap;
 
 use clap::{Args, Subcommand};
@@ -30,6 +32,8 @@ pub(crate) enum Topic {
     Delete(Delete),
     /// Deletes the records before a place: moves the log start
     DeleteRecords(DeleteRecords),
+    /// Shows what of a partition is damaged; gives it up for ever when it is named exactly
+    AcceptLoss(loss::AcceptLoss),
 }
 
 /// Makes a topic.
@@ -120,6 +124,7 @@ impl Topic {
             Self::Alter(alter) => alter.run(&admin, global.quiet).await,
             Self::Delete(delete) => delete.run(&admin, global.quiet).await,
             Self::DeleteRecords(delete) => delete.run(&admin).await,
+            Self::AcceptLoss(accept) => accept.run(&admin).await,
         }
     }
 }
@@ -207,6 +212,18 @@ impl Describe {
                 line(format!(
                     "partition {}: compaction passes segment {segment} by: {reason}",
                     partition.partition
+                ))?;
+            }
+            for range in &partition.damaged {
+                line(format!(
+                    "partition {}: offsets {}..{} are DAMAGED: {}",
+                    partition.partition, range.from, range.until, range.reason
+                ))?;
+            }
+            for loss in &partition.accepted_losses {
+                line(format!(
+                    "partition {}: offsets {}..{} were given up; kept in {}",
+                    partition.partition, loss.from, loss.until, loss.kept_in
                 ))?;
             }
         }
@@ -312,6 +329,8 @@ fn details_json(topic: &TopicDetails) -> Value {
                 .iter()
                 .map(|(segment, reason)| json!({ "segment": segment.get(), "reason": reason }))
                 .collect::<Vec<_>>(),
+            "damaged": partition.damaged.iter().map(loss::range_json).collect::<Vec<_>>(),
+            "accepted_losses": partition.accepted_losses.iter().map(loss::loss_json).collect::<Vec<_>>(),
             "state": partition.state,
         })
     });

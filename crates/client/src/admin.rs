@@ -62,6 +62,34 @@ pub struct Partition {
     pub dirty_ratio: Option<f64>,
     /// Segments that compaction passes by, by their first offsets, and why; the first few.
     pub compaction_obstacles: Vec<(Offset, String)>,
+    /// Ranges of acknowledged offsets that are known to be damaged, oldest first; the first few.
+    pub damaged: Vec<DamagedRange>,
+    /// Ranges that were given up and whose damaged bytes are still kept, oldest first; the first few.
+    pub accepted_losses: Vec<AcceptedLoss>,
+}
+
+/// Offsets whose records cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DamagedRange {
+    /// The first of them.
+    pub from: Offset,
+    /// The first offset behind them.
+    pub until: Offset,
+    /// What was found, with file and position.
+    pub reason: String,
+}
+
+/// Offsets that were given up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AcceptedLoss {
+    /// The first of them.
+    pub from: Offset,
+    /// The first offset behind them.
+    pub until: Offset,
+    /// The segment as it was, a file of the server's.
+    pub kept_in: String,
+    /// Its bytes.
+    pub kept_bytes: ByteCount,
 }
 
 /// A setting of a topic.
@@ -333,6 +361,44 @@ impl Admin {
         Ok(())
     }
 
+    /// The damage that is known in a partition, looked at once more on the disk, and what was given up.
+    ///
+    /// # Errors
+    /// `TOPIC_NOT_FOUND`, `PARTITION_NOT_FOUND`.
+    pub async fn find_damage(
+        &self,
+        topic: &str,
+        partition: PartitionIndex,
+    ) -> Result<(Vec<DamagedRange>, Vec<AcceptedLoss>), ClientError> {
+        let request = v1::FindDamageRequest { topic: topic.to_owned(), partition: partition.0 };
+        let answer = self.call(self.connection.admin().find_damage(request)).await?;
+        Ok((all(answer.damaged, damaged_range)?, all(answer.accepted_losses, accepted_loss)?))
+    }
+
+    /// Gives damaged offsets up for ever: from each of the first ones up to, not including, the second.
+    ///
+    /// # Errors
+    /// `DAMAGE_DIFFERS` unless they are exactly what is damaged; `LOSS_REFUSED`, `TOPIC_NOT_FOUND`,
+    /// `PARTITION_NOT_FOUND`, `PARTITION_POISONED`, `DISK_FULL`.
+    pub async fn accept_loss(
+        &self,
+        topic: &str,
+        partition: PartitionIndex,
+        ranges: &[(Offset, Offset)],
+    ) -> Result<Vec<AcceptedLoss>, ClientError> {
+        let range = |(from, until): &(Offset, Offset)| v1::OffsetRange {
+            from_offset: from.get(),
+            until_offset: until.get(),
+        };
+        let request = v1::AcceptLossRequest {
+            topic: topic.to_owned(),
+            partition: partition.0,
+            ranges: ranges.iter().map(range).collect(),
+        };
+        let answer = self.call(self.connection.admin().accept_loss(request)).await?;
+        all(answer.accepted_losses, accepted_loss)
+    }
+
     /// The server itself.
     ///
     /// # Errors
@@ -385,6 +451,26 @@ fn partition(info: v1::PartitionInfo) -> Result<Partition, ClientError> {
         state: info.state,
         dirty_ratio: info.dirty_ratio,
         compaction_obstacles,
+        damaged: all(info.damaged, damaged_range)?,
+        accepted_losses: all(info.accepted_losses, accepted_loss)?,
+    })
+}
+
+fn all<A, B>(items: Vec<A>, read: impl Fn(A) -> Result<B, ClientError>) -> Result<Vec<B>, ClientError> {
+    items.into_iter().map(read).collect()
+}
+
+fn damaged_range(range: v1::DamagedRange) -> Result<DamagedRange, ClientError> {
+    let v1::DamagedRange { from_offset, until_offset, reason } = range;
+    Ok(DamagedRange { from: offset(from_offset)?, until: offset(until_offset)?, reason })
+}
+
+fn accepted_loss(loss: v1::AcceptedLoss) -> Result<AcceptedLoss, ClientError> {
+    Ok(AcceptedLoss {
+        from: offset(loss.from_offset)?,
+        until: offset(loss.until_offset)?,
+        kept_in: loss.kept_in,
+        kept_bytes: ByteCount(loss.kept_bytes),
     })
 }
 

@@ -56,6 +56,10 @@ pub mod reason {
     pub const SHUTTING_DOWN: &str = "SHUTTING_DOWN";
     /// Stored bytes are damaged; metadata `from_offset` and `until_offset`.
     pub const DATA_DAMAGED: &str = "DATA_DAMAGED";
+    /// What is damaged is something else than what was named.
+    pub const DAMAGE_DIFFERS: &str = "DAMAGE_DIFFERS";
+    /// The loss cannot be accepted as it was named; the message says what can be done.
+    pub const LOSS_REFUSED: &str = "LOSS_REFUSED";
 
     /// No group of this name.
     pub const GROUP_NOT_FOUND: &str = "GROUP_NOT_FOUND";

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use rimstone_broker::{
-    FoundOffset, Health, OffsetQuery, PartitionDescription, PartitionOffset, ProducerListing, StoreState,
-    TopicSetting, TopicSummary, Visibility,
+    AcceptedLoss, DamagedRange, FoundOffset, Health, OffsetQuery, OffsetRange, PartitionDescription,
+    PartitionOffset, ProducerListing, ServerDescription, StoreState, TopicSetting, TopicSummary, Visibility,
 };
 use rimstone_proto::v1;
 use rimstone_types::{Numbering, PartitionIndex, Timestamp, TopicName};
@@ -91,6 +91,27 @@ impl Admin {
         Ok(v1::DeleteRecordsResponse { log_start_offsets })
     }
 
+    async fn damage(&self, request: v1::FindDamageRequest) -> Result<v1::FindDamageResponse, Refusal> {
+        let (topic, partition) = (topic_name(&request.topic)?, PartitionIndex(request.partition));
+        let found = self.door.broker.find_damage(&topic, partition).await;
+        let (damaged, accepted) = found.map_err(|error| partition_refusal(&error, &topic, partition))?;
+        Ok(v1::FindDamageResponse {
+            damaged: damaged.into_iter().map(damaged_range).collect(),
+            accepted_losses: accepted.into_iter().map(accepted_loss).collect(),
+        })
+    }
+
+    async fn give_up(&self, request: v1::AcceptLossRequest) -> Result<v1::AcceptLossResponse, Refusal> {
+        let (topic, partition) = (topic_name(&request.topic)?, PartitionIndex(request.partition));
+        let range = |range: v1::OffsetRange| {
+            Ok(OffsetRange { from: offset(range.from_offset)?, until: offset(range.until_offset)? })
+        };
+        let ranges = request.ranges.into_iter().map(range).collect::<Result<_, Refusal>>()?;
+        let accepted = self.door.broker.accept_loss(&topic, partition, ranges).await;
+        let accepted = accepted.map_err(|error| partition_refusal(&error, &topic, partition))?;
+        Ok(v1::AcceptLossResponse { accepted_losses: accepted.into_iter().map(accepted_loss).collect() })
+    }
+
     async fn offsets(&self, request: v1::ListOffsetsRequest) -> Result<v1::ListOffsetsResponse, Refusal> {
         use v1::list_offsets_request::At;
         let topic = topic_name(&request.topic)?;
@@ -147,13 +168,13 @@ impl Admin {
             server_id: server.server_id.to_string(),
             data_directory: self.facts.data_directory.clone(),
             sync_method: server.sync_method.name.to_owned(),
-            sync_reason: server.sync_method.reason,
+            sync_reason: server.sync_method.reason.clone(),
             topics: server.topics,
             partitions: server.partitions,
             started_ms: server.started.as_millis(),
             grpc_address: self.facts.grpc_address.to_string(),
             web_address: self.facts.web_address.to_string(),
-            health: health(&server.health, server.unavailable_partitions),
+            health: health(&server),
         }
     }
 }
@@ -177,8 +198,22 @@ fn topic_setting(setting: TopicSetting) -> v1::TopicSetting {
     }
 }
 
-/// So many segments that compaction passes by are told of a partition: the answer stays small.
-const OBSTACLES_MAX: usize = 16;
+/// So many segments that compaction passes by, damaged ranges and accepted losses are told of a partition each: the
+/// answer stays small.
+const TOLD_MAX: usize = 16;
+
+fn damaged_range(range: DamagedRange) -> v1::DamagedRange {
+    v1::DamagedRange { from_offset: range.from.get(), until_offset: range.until.get(), reason: range.reason }
+}
+
+fn accepted_loss(loss: AcceptedLoss) -> v1::AcceptedLoss {
+    v1::AcceptedLoss {
+        from_offset: loss.from.get(),
+        until_offset: loss.until.get(),
+        kept_in: loss.kept.display().to_string(),
+        kept_bytes: loss.bytes,
+    }
+}
 
 fn partition_info(partition: PartitionDescription) -> v1::PartitionInfo {
     let index = partition.partition.0;
@@ -199,12 +234,14 @@ fn partition_info(partition: PartitionDescription) -> v1::PartitionInfo {
             compaction_obstacles: info
                 .obstacles
                 .into_iter()
-                .take(OBSTACLES_MAX)
+                .take(TOLD_MAX)
                 .map(|obstacle| v1::CompactionObstacle {
                     segment: obstacle.segment.get(),
                     reason: obstacle.reason.to_string(),
                 })
                 .collect(),
+            damaged: info.damage.into_iter().take(TOLD_MAX).map(damaged_range).collect(),
+            accepted_losses: info.accepted_losses.into_iter().take(TOLD_MAX).map(accepted_loss).collect(),
         },
         Err(why) => {
             v1::PartitionInfo { partition: index, state: format!("unavailable: {why}"), ..Default::default() }
@@ -249,12 +286,16 @@ fn producer_info(listing: ProducerListing) -> v1::ProducerInfo {
     }
 }
 
-fn health(health: &Health, unavailable_partitions: u32) -> String {
-    match health {
-        Health::Healthy if unavailable_partitions > 0 => {
-            format!("{unavailable_partitions} partitions are unavailable")
-        }
-        Health::Healthy => "healthy".to_owned(),
+fn health(server: &ServerDescription) -> String {
+    match &server.health {
+        Health::Healthy => match (server.unavailable_partitions, server.damaged_partitions) {
+            (0, 0) => "healthy".to_owned(),
+            (unavailable, 0) => format!("{unavailable} partitions are unavailable"),
+            (0, damaged) => format!("{damaged} partitions have damaged records"),
+            (unavailable, damaged) => {
+                format!("{unavailable} partitions are unavailable, {damaged} have damaged records")
+            }
+        },
         Health::DiskReserveReached { free, reserve } => {
             format!("appends are refused: {free} free, the reserve is {reserve}")
         }
@@ -326,6 +367,20 @@ impl v1::admin_service_server::AdminService for Admin {
         request: Request<v1::DeleteProducerRequest>,
     ) -> Result<Response<v1::DeleteProducerResponse>, Status> {
         self.door.answer(self.forget(request.get_ref())).await
+    }
+
+    async fn find_damage(
+        &self,
+        request: Request<v1::FindDamageRequest>,
+    ) -> Result<Response<v1::FindDamageResponse>, Status> {
+        self.door.answer(self.damage(request.into_inner())).await
+    }
+
+    async fn accept_loss(
+        &self,
+        request: Request<v1::AcceptLossRequest>,
+    ) -> Result<Response<v1::AcceptLossResponse>, Status> {
+        self.door.answer(self.give_up(request.into_inner())).await
     }
 
     async fn describe_server(

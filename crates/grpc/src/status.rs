@@ -37,6 +37,8 @@ pub(crate) const fn code(reason: Reason) -> Code {
         | Reason::GroupNotEmpty
         | Reason::PartitionNotOwned
         | Reason::StartPositionNeeded
+        | Reason::DamageDiffers
+        | Reason::LossRefused
         | Reason::PlanChanged => Code::FailedPrecondition,
         Reason::MemberFenced => Code::Aborted,
         Reason::TooManyProducers | Reason::Backpressure | Reason::LimitReached | Reason::DiskFull => {

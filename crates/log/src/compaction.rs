@@ -25,6 +25,7 @@ use rimstone_types::{Offset, Timestamp};
 
 pub use job::{Compaction, CompactionError, CompactionStep, Progress};
 pub use obstacle::{Obstacle, ObstacleReason};
+pub(crate) use output::Output;
 pub use sieve::{Judged, Sieve};
 pub use swap::{Compactable, Replaced, Replacement};
 

@@ -2,11 +2,12 @@
 //! store make to the disk goes through `change`.
 
 pub(crate) mod change;
+pub(crate) mod disk;
 
 use std::{
     fs::{self, File},
     io::{self, Read},
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -36,6 +37,8 @@ pub(crate) const INDEX_SUFFIX: &str = "idx";
 pub(crate) const PRODUCERS_SUFFIX: &str = "producers";
 /// The end of the name of what recovery set aside.
 pub(crate) const TORN_SUFFIX: &str = "torn";
+/// The end of the name of a file that keeps the bytes of a loss that was accepted.
+pub(crate) const LOST_SUFFIX: &str = "lost";
 /// The file that holds the log start.
 pub(crate) const LOG_START_FILE: &str = "log-start";
 /// Added to a name while the file is written; such files are removed at open.
@@ -53,6 +56,18 @@ pub(crate) fn parse_offset_name(name: &str, suffix: &str) -> Option<Offset> {
         return None;
     }
     Offset::new(digits.parse().ok()?).ok()
+}
+
+/// `<from>-<until>.lost` in a directory, 20 digits each.
+pub(crate) fn lost_path(directory: &Path, from: Offset, until: Offset) -> PathBuf {
+    directory.join(format!("{:020}-{:020}.{LOST_SUFFIX}", from.get(), until.get()))
+}
+
+/// The offsets in a name that [`lost_path`] made.
+pub(crate) fn parse_lost_name(name: &str) -> Option<(Offset, Offset)> {
+    let (from, until) = name.split_once('-')?;
+    let from = parse_offset_name(&format!("{from}.{LOST_SUFFIX}"), LOST_SUFFIX)?;
+    Some((from, parse_offset_name(until, LOST_SUFFIX)?))
 }
 
 /// The offsets of all files with a suffix, in order.
@@ -179,9 +194,30 @@ pub(crate) fn keep_aside(path: &Path) -> Result<(), FileError> {
     let aside = path.with_extension(TORN_SUFFIX);
     // Left by an attempt that was killed.
     remove_file(&aside)?;
+    second_name(path, &aside)
+}
+
+/// The same, under a name of the caller's. Another file that has that name already keeps a number behind it.
+pub(crate) fn keep_as(path: &Path, aside: &Path) -> Result<(), FileError> {
+    let identity = |path: &Path| fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()));
+    match (identity(path), identity(aside)) {
+        (Err(error), _) => return Err(FileError::new("set aside", path, error)),
+        (Ok(_), Err(_)) => {}
+        (Ok(this), Ok(other)) if this == other => remove_file(aside)?,
+        (Ok(_), Ok(_)) => {
+            let numbered = |number: u64| aside.with_extension(format!("{LOST_SUFFIX}.{number}"));
+            let free =
+                (1..).map(numbered).find(|path| !path.exists()).expect("there is a number without a file");
+            rename(aside, &free).map_err(|error| FileError::new("rename", aside, error))?;
+        }
+    }
+    second_name(path, aside)
+}
+
+fn second_name(path: &Path, name: &Path) -> Result<(), FileError> {
     // Not every file system has second names.
-    link(path, &aside)
-        .or_else(|_| copy_tail(&File::open(path)?, 0, &aside))
+    link(path, name)
+        .or_else(|_| copy_tail(&File::open(path)?, 0, name))
         .map_err(|error| FileError::new("set aside", path, error))
 }
 

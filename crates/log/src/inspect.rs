@@ -8,6 +8,13 @@ use rimstone_record::{Batch, BatchHeader, Limits};
 use rimstone_types::{Offset, PartitionId, Timestamp};
 use uuid::Uuid;
 
+pub use crate::{
+    damage::accepted_losses,
+    directory::{DirectoryError, list_partitions, partition_path, read_server_id},
+    frame::LogPosition,
+    snapshot::read_log_start,
+    witness::read_witness,
+};
 use crate::{
     directory,
     error::{FileError, OpenLogError},
@@ -19,12 +26,6 @@ use crate::{
     segment::{Cold, SCAN_WINDOW, Segment},
     snapshot,
     walk::{Step, Walker},
-};
-pub use crate::{
-    directory::{DirectoryError, list_partitions, partition_path, read_server_id},
-    frame::LogPosition,
-    snapshot::read_log_start,
-    witness::read_witness,
 };
 
 /// A segment file as it lies there.

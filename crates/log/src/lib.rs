@@ -13,6 +13,7 @@ mod buffers;
 mod checkpoint;
 pub mod compaction;
 mod config;
+pub mod damage;
 mod directory;
 mod error;
 pub mod files;

@@ -342,6 +342,18 @@ impl Log {
         due
     }
 
+    /// The base offset of the segment that is written to.
+    pub(crate) fn active_base(&self) -> Offset {
+        self.head.segment.base
+    }
+
+    /// Stages a seal and a new segment, unless nothing is in the active one.
+    pub(crate) fn roll(&mut self, now: Timestamp) {
+        if self.head.index.totals.frames > 0 || self.head.frames.position > SEGMENT_HEADER_LENGTH as u64 {
+            self.stage_roll(now);
+        }
+    }
+
     fn stage_roll(&mut self, now: Timestamp) {
         let durable = self.durable;
         let Self { head, staged, .. } = self;

@@ -49,7 +49,7 @@ pub struct OpenOptions {
 }
 
 /// What opening did.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OpenReport {
     /// Opened from its caches.
     pub from_caches: bool,
@@ -61,6 +61,8 @@ pub struct OpenReport {
     pub rewritten_bytes: u64,
     /// Damaged ranges found below the attested end.
     pub damaged_ranges: u32,
+    /// Offsets in the segments that these lie in, or behind.
+    pub suspects: Vec<Offset>,
     /// Segments that a compaction had replaced and a crash had left.
     pub superseded: u32,
 }
@@ -314,6 +316,7 @@ impl Recovery<'_> {
                 "acknowledged data is missing: the segment file is gone, shorter or unreadable; the log goes on behind it"
             );
             self.report.damaged_ranges += 1;
+            self.report.suspects.push(segment.base);
             return Ok(end);
         }
         let mut previous_check = None;
@@ -500,6 +503,7 @@ impl Recovery<'_> {
                     Step::Invalid(at, error) => {
                         tracing::error!(partition = %self.id, segment = %segment.path().display(), at, %error, "acknowledged data is damaged");
                         self.report.damaged_ranges += 1;
+                        self.report.suspects.push(segment.base);
                         if walker.resync()? { continue } else { break }
                     }
                     Step::End => break,

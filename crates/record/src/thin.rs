@@ -3,7 +3,7 @@
 //!
 //! Not here: which records go (`rimstone-log`, `compaction`).
 
-use rimstone_types::Timestamp;
+use rimstone_types::{Offset, Timestamp};
 
 use crate::{
     batch::Batch,
@@ -11,13 +11,21 @@ use crate::{
     compression::{self, Compression},
     error::BatchError,
     header::{
-        APPEND_TIME_BIT, ATTRIBUTES_AT, BASE_TIMESTAMP_AT, COMPRESSION_BITS, DELETE_HORIZON_BIT,
-        HEADER_LENGTH, LENGTH_AT, LENGTH_EXCLUDES, MAX_TIMESTAMP_AT, RECORD_COUNT_AT,
+        APPEND_TIME_BIT, ATTRIBUTES_AT, BASE_SEQUENCE_AT, BASE_TIMESTAMP_AT, BatchHeader, COMPRESSION_BITS,
+        CONTROL_BIT, DELETE_HORIZON_BIT, HEADER_LENGTH, LAST_OFFSET_DELTA_AT, LENGTH_AT, LENGTH_EXCLUDES,
+        MAGIC, MAGIC_AT, MAX_TIMESTAMP_AT, PRODUCER_EPOCH_AT, PRODUCER_ID_AT, RECORD_COUNT_AT,
     },
     iter::RecordIter,
     limits::Limits,
     record::Record,
 };
+
+impl BatchHeader {
+    /// Whether it stands in place of offsets whose bytes were given up ([`Batch::lost`]).
+    pub fn is_lost(&self) -> bool {
+        self.is_control() && !self.is_transactional() && self.producer.is_none() && self.record_count == 0
+    }
+}
 
 /// Records that stay, encoded anew.
 struct Kept {
@@ -81,6 +89,25 @@ impl Batch {
         bytes[ATTRIBUTES_AT..ATTRIBUTES_AT + 2].copy_from_slice(&attributes.to_be_bytes());
         bytes[RECORD_COUNT_AT..RECORD_COUNT_AT + 4].fill(0);
         Self::from_own_bytes(bytes)
+    }
+
+    /// What stands in place of offsets whose bytes were given up: a control batch of no producer, without records, whose
+    /// times say when. `None` for no offsets, or more than a batch spans.
+    pub fn lost(from: Offset, until: Offset, at: Timestamp) -> Option<Self> {
+        let last_delta = i32::try_from(until.get().checked_sub(from.get())?.checked_sub(1)?).ok()?;
+        let mut bytes = vec![0; HEADER_LENGTH];
+        let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+        put(0, &from.as_i64().to_be_bytes());
+        put(LENGTH_AT, &((HEADER_LENGTH - LENGTH_EXCLUDES) as i32).to_be_bytes());
+        put(MAGIC_AT, &MAGIC.to_be_bytes());
+        put(ATTRIBUTES_AT, &CONTROL_BIT.to_be_bytes());
+        put(LAST_OFFSET_DELTA_AT, &last_delta.to_be_bytes());
+        put(BASE_TIMESTAMP_AT, &at.as_millis().to_be_bytes());
+        put(MAX_TIMESTAMP_AT, &at.as_millis().to_be_bytes());
+        put(PRODUCER_ID_AT, &(-1i64).to_be_bytes());
+        put(PRODUCER_EPOCH_AT, &(-1i16).to_be_bytes());
+        put(BASE_SEQUENCE_AT, &(-1i32).to_be_bytes());
+        Some(Self::from_own_bytes(bytes))
     }
 
     /// The records relative to a base time; `None` if one is too far from it.

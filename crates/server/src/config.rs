@@ -286,6 +286,8 @@ fn broker(values: &Values<'_>) -> BrokerConfig {
         topic_defaults: TopicSettings::default(),
         maintenance_interval: values.duration("storage.maintenance_interval"),
         compaction_interval: values.duration("storage.compaction_interval"),
+        scrub_interval: values.duration("storage.scrub_interval"),
+        scrub_pace: values.bytes("storage.scrub_bytes_per_second"),
         lag_per_partition: values.flag("metrics.lag_per_partition"),
         limits: Limits {
             topics: values.count("limits.topics"),

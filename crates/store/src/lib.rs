@@ -21,8 +21,9 @@ mod waiters;
 pub use local::{LocalOpenError, LocalOptions, LocalStorage, StoreClock};
 pub use memory::MemoryStorage;
 pub use partition::{
-    AckLevel, Append, Appended, Backpressure, Batches, Compacted, Dirtiness, LogEnds, Maintained, Obstacle,
-    ObstacleReason, OffsetAt, PartitionStore, ProducerView, ReadBatch, ReadError, ReadLimit, RecordCount,
+    AcceptLossError, AcceptedLoss, AckLevel, Append, Appended, Backpressure, Batches, Compacted,
+    DamagedRange, Dirtiness, LogEnds, Maintained, Obstacle, ObstacleReason, OffsetAt, OffsetRange,
+    PartitionStore, ProducerView, ReadBatch, ReadError, ReadLimit, RecordCount, ScrubScope, Scrubbed,
     StoreInfo, StoreState, Visibility, WRITTEN_SYNC_INTERVAL,
 };
 pub use storage::{

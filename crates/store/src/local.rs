@@ -4,6 +4,7 @@
 
 mod compact;
 mod counters;
+mod damage;
 mod disk;
 mod partition;
 #[cfg(test)]
@@ -31,8 +32,8 @@ use rimstone_log::{
 use rimstone_types::{ByteCount, Offset, PartitionId, ProducerEpoch, ProducerId, Timestamp, TopicId};
 use uuid::Uuid;
 
-use self::disk::DiskGuard;
 pub(crate) use self::{counters::Counters, partition::LocalPartition};
+use self::{damage::DamageState, disk::DiskGuard};
 use crate::{
     flush,
     partition::PartitionStore,
@@ -158,7 +159,6 @@ impl Shared {
 
     fn count_recovery(&self, report: &OpenReport) {
         Counters::add(&self.counters.torn_tail_bytes, report.torn_bytes);
-        Counters::add(&self.counters.damaged_ranges, u64::from(report.damaged_ranges));
         let mut sum = self.recovery.lock();
         sum.partitions += 1;
         sum.from_caches += u64::from(report.from_caches);
@@ -266,7 +266,7 @@ fn open_partition(
 ) -> Result<Arc<LocalPartition>, OpenError> {
     let log_config = shared.log_config(config);
     let now = (shared.clock.0)();
-    let (log, path) = match mode {
+    let (log, path, suspects) = match mode {
         OpenMode::CreateNew => {
             let failed = |error: FileError| match error.source.kind() {
                 std::io::ErrorKind::AlreadyExists => OpenError::Exists(id),
@@ -282,7 +282,7 @@ fn open_partition(
                 );
                 return Err(OpenError::Unusable { id, reason });
             }
-            (Log::create(&path, id, log_config, now).map_err(failed)?, path)
+            (Log::create(&path, id, log_config, now).map_err(failed)?, path, Vec::new())
         }
         OpenMode::MustExist => {
             let path = shared.directory.partition_path(id);
@@ -306,7 +306,7 @@ fn open_partition(
                     damaged_ranges = report.damaged_ranges, "a partition was recovered"
                 );
             }
-            (log, path)
+            (log, path, report.suspects)
         }
     };
     match shared.syncer.covers(&path) {
@@ -327,7 +327,11 @@ fn open_partition(
     if shared.witnessed.get(&id) != Some(&log.durable_position()) {
         shared.queue.witness(id, log.durable_position());
     }
-    Ok(LocalPartition::new(Arc::clone(shared), id, path, log, config))
+    let accepted = rimstone_log::damage::accepted_losses(&path).map_err(store_error)?;
+    let evident = log.reader().evident_damage();
+    Counters::add(&shared.counters.damaged_ranges, evident.len() as u64);
+    let damage = DamageState::new(evident, suspects, accepted);
+    Ok(LocalPartition::new(Arc::clone(shared), id, path, log, config, damage))
 }
 
 pub(crate) fn store_error(error: FileError) -> StoreError {
@@ -454,6 +458,7 @@ impl Drop for LocalStorage {
         }
         for partition in self.shared.all() {
             partition.stop_compaction();
+            partition.stop_scrub();
         }
         self.shared.directory.release();
     }

@@ -7,7 +7,10 @@ use rimstone_record::Batch;
 pub use rimstone_types::LogEnds;
 use rimstone_types::{ByteCount, Numbering, Offset, ProducerEpoch, ProducerId, Timestamp};
 
-pub use rimstone_log::compaction::{Dirtiness, Obstacle, ObstacleReason};
+pub use rimstone_log::{
+    compaction::{Dirtiness, Obstacle, ObstacleReason},
+    damage::{AcceptedLoss, DamagedRange},
+};
 
 use crate::{
     storage::{PartitionConfig, StoreError},
@@ -71,6 +74,27 @@ pub trait PartitionStore: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// [`StoreError`]: the pass is given up; what was there before is there.
     fn compact(&self, now: Timestamp, budget: ByteCount) -> BoxFuture<'_, Result<Compacted, StoreError>>;
+
+    /// Goes over about `budget` bytes of log, from the disk, to find damage: goes on with the pass that is begun, or begins
+    /// one. It reads and changes nothing, and yields to the flusher. A store that cannot rot has nothing to do.
+    fn scrub(&self, _scope: ScrubScope, _budget: ByteCount) -> BoxFuture<'_, Result<Scrubbed, StoreError>> {
+        Box::pin(async { Ok(Scrubbed::default()) })
+    }
+
+    /// The damage that is known, looked at once more on the disk, oldest first.
+    fn find_damage(&self) -> BoxFuture<'_, Result<Vec<DamagedRange>, StoreError>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
+    /// Gives offsets up for ever: exactly these ranges must be damaged in the segments that they lie in. The damaged bytes
+    /// are set aside, readers go over the ranges, and their offsets are never used again. Durable once it answers.
+    fn accept_loss(
+        &self,
+        _ranges: Vec<OffsetRange>,
+        _now: Timestamp,
+    ) -> BoxFuture<'_, Result<Vec<AcceptedLoss>, AcceptLossError>> {
+        Box::pin(async { Err(AcceptLossError::Differs { found: Vec::new() }) })
+    }
 
     /// What is known of a producer here, once everything it is based on is durable.
     fn producer(&self, id: ProducerId) -> BoxFuture<'_, Result<Option<ProducerView>, StoreError>>;
@@ -254,6 +278,70 @@ pub struct Compacted {
     pub segments_after: u32,
 }
 
+/// What a scrub goes over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScrubScope {
+    /// All sealed segments.
+    Sealed,
+    /// Only those in which a read, compaction or a start has met damage, to learn all of it.
+    Suspects,
+}
+
+/// What a call of [`PartitionStore::scrub`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Scrubbed {
+    /// The pass is not over.
+    pub more: bool,
+    /// Bytes gone over.
+    pub read: ByteCount,
+    /// Segments that are through.
+    pub segments: u32,
+    /// Damaged ranges that were not known.
+    pub found: u32,
+}
+
+/// Offsets from one up to, not including, another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OffsetRange {
+    /// The first.
+    pub from: Offset,
+    /// The first that is not meant.
+    pub until: Offset,
+}
+
+impl std::fmt::Display for OffsetRange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}..{}", self.from, self.until)
+    }
+}
+
+/// Why a loss was not accepted.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum AcceptLossError {
+    /// What is damaged is something else than what was named.
+    #[error("what was named is not exactly what is damaged there: {}", damaged(found))]
+    Differs {
+        /// What is damaged in the segments that were named, oldest first.
+        found: Vec<DamagedRange>,
+    },
+    /// It cannot be replaced.
+    #[error("{reason}")]
+    Refused {
+        /// Why not, and what can be done.
+        reason: String,
+    },
+    /// The store could not do it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+fn damaged(found: &[DamagedRange]) -> String {
+    if found.is_empty() {
+        return "nothing is".to_owned();
+    }
+    found.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
 /// What is known of a producer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProducerView {
@@ -288,6 +376,10 @@ pub struct StoreInfo {
     pub dirtiness: Option<Dirtiness>,
     /// Segments that compaction passes by, as it last found them, oldest first.
     pub obstacles: Vec<Obstacle>,
+    /// Ranges of acknowledged offsets that are known to be damaged, oldest first.
+    pub damage: Vec<DamagedRange>,
+    /// Ranges that were given up and whose damaged bytes are still kept aside, oldest first.
+    pub accepted_losses: Vec<AcceptedLoss>,
     /// Whether it serves.
     pub state: StoreState,
 }

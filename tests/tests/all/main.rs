@@ -7,6 +7,8 @@ mod bad_input;
 mod bench;
 mod compaction;
 mod consumer;
+mod cut_files;
+mod damage;
 mod failing_disk;
 mod format;
 mod full_disk;

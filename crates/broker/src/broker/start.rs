@@ -114,6 +114,10 @@ impl Broker {
         if !every.is_zero() {
             inner.tasks.spawn(Arc::clone(&inner).run_compaction(every));
         }
+        let (every, pace) = (inner.config.scrub_interval, inner.config.scrub_pace);
+        if pace.get() > 0 {
+            inner.tasks.spawn(Arc::clone(&inner).run_scrub(every, pace));
+        }
         Ok(Self { inner })
     }
 }

@@ -1,6 +1,6 @@
 //! What the store's errors say of themselves.
 
-use rimstone_store::{AppendError, Backpressure, ReadError, StoreError};
+use rimstone_store::{AcceptLossError, AppendError, Backpressure, ReadError, StoreError};
 
 use super::{Details, Failure, Reason};
 
@@ -49,6 +49,28 @@ impl Failure for ReadError {
             Self::DataLoss { from, until, .. } => {
                 vec![("from_offset", from.to_string()), ("until_offset", until.to_string())]
             }
+            Self::Store(error) => error.details(),
+        }
+    }
+}
+
+impl Failure for AcceptLossError {
+    fn reason(&self) -> Reason {
+        match self {
+            Self::Differs { .. } => Reason::DamageDiffers,
+            Self::Refused { .. } => Reason::LossRefused,
+            Self::Store(error) => error.reason(),
+        }
+    }
+
+    fn details(&self) -> Details {
+        match self {
+            Self::Differs { found } => {
+                let ranges: Vec<_> =
+                    found.iter().map(|range| format!("{}..{}", range.from, range.until)).collect();
+                vec![("damaged", ranges.join(","))]
+            }
+            Self::Refused { .. } => Details::new(),
             Self::Store(error) => error.details(),
         }
     }

@@ -114,6 +114,16 @@ const PER_PARTITION: &[(&str, &str, PartitionValue)] = &[
     ("rimstone_partition_size_bytes", "Bytes of its segments.", |info| info.bytes.get() as f64),
     ("rimstone_partition_segments", "Segments.", |info| f64::from(info.segments)),
     ("rimstone_partition_producers", "Producers remembered.", |info| f64::from(info.producers)),
+    (
+        "rimstone_partition_damaged_ranges",
+        "Ranges of acknowledged offsets that are known to be damaged; the rest is served.",
+        |info| info.damage.len() as f64,
+    ),
+    (
+        "rimstone_partition_accepted_losses",
+        "Ranges that were given up and whose damaged bytes are still kept aside.",
+        |info| info.accepted_losses.len() as f64,
+    ),
     ("rimstone_partition_poisoned", "1 if it refuses writes after a failure.", |info| {
         f64::from(u8::from(matches!(info.state, StoreState::Poisoned { .. })))
     }),
@@ -209,7 +219,7 @@ fn store(statistics: &StoreStatistics) -> Vec<MetricFamily> {
         ),
         (
             "rimstone_damaged_ranges_total",
-            "Damaged ranges of acknowledged data met.",
+            "Damaged ranges of acknowledged data found, each once.",
             statistics.damaged_ranges,
         ),
         ("rimstone_deleted_segments_total", "Segments deleted.", statistics.segments_deleted),

@@ -171,6 +171,9 @@ fn frame(out: &mut impl Write, item: Item, records: bool) -> io::Result<()> {
                 };
                 write!(out, ", producer {} epoch {} {numbering} {}", stamp.id, stamp.epoch, stamp.base)?;
             }
+            if header.is_lost() {
+                write!(out, ", GIVEN UP {}", rfc3339(header.base_timestamp))?;
+            }
             writeln!(out, "{}", if linked { "" } else { ", NOT LINKED to the frame before" })?;
             match batch {
                 Ok(batch) if records => print_records(out, &batch)?,

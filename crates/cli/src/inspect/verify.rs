@@ -117,6 +117,15 @@ fn partition_findings(
                 .push(format!("producer snapshot {offset} is unreadable ({why}); it is made anew"));
         }
     }
+    for loss in log::accepted_losses(&directory)? {
+        findings.remarks.push(format!(
+            "offsets {}..{} were given up; {} bytes are kept in {}",
+            loss.from,
+            loss.until,
+            loss.bytes,
+            loss.kept.display()
+        ));
+    }
     for (path, bytes) in log::set_aside(&directory)? {
         findings.remarks.push(format!("{bytes} bytes of a torn tail were set aside in {}", path.display()));
     }

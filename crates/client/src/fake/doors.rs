@@ -331,6 +331,20 @@ impl AdminService for Fake {
         Err(Status::unimplemented("not faked"))
     }
 
+    async fn find_damage(
+        &self,
+        _: Request<v1::FindDamageRequest>,
+    ) -> Result<Response<v1::FindDamageResponse>, Status> {
+        Err(Status::unimplemented("not faked"))
+    }
+
+    async fn accept_loss(
+        &self,
+        _: Request<v1::AcceptLossRequest>,
+    ) -> Result<Response<v1::AcceptLossResponse>, Status> {
+        Err(Status::unimplemented("not faked"))
+    }
+
     async fn describe_server(
         &self,
         _: Request<v1::DescribeServerRequest>,

@@ -384,6 +384,7 @@ impl Compaction {
             output,
             replaces,
             directory: self.directory.clone(),
+            may_be_missing: false,
         })))
     }
 }

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs::File,
     ops::Range,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering},
 };
 
@@ -15,7 +15,7 @@ use super::{
     groups, output::Output, plan,
 };
 use crate::{
-    error::LogReadError,
+    error::{FileError, LogReadError},
     files,
     frame::Totals,
     log::Log,
@@ -61,6 +61,8 @@ pub struct Replacement {
     pub(super) output: Output,
     pub(super) replaces: Vec<Arc<Segment>>,
     pub(super) directory: PathBuf,
+    /// Files that are gone are no failure.
+    pub(super) may_be_missing: bool,
 }
 
 /// A group that has its name, durably; the log is to be told, and then the old files go.
@@ -72,20 +74,28 @@ pub struct Replaced {
 }
 
 impl Replacement {
+    /// Of a file that is finished, in place of neighbours, whose files somebody may have removed.
+    pub(crate) fn new(output: Output, replaces: Vec<Arc<Segment>>, directory: &Path) -> Self {
+        Self { output, replaces, directory: directory.to_owned(), may_be_missing: true }
+    }
+
     /// Gives the new segment its name. `durable_snapshot` is what [`Log::may_replace`] answered.
     ///
     /// # Errors
     /// [`CompactionError::File`]: nothing has changed. [`CompactionError::Unknown`]: it has its name, but perhaps
     /// not after a power cut: nothing may rest on it.
     pub fn install(self, durable_snapshot: Offset) -> Result<Replaced, CompactionError> {
-        let Self { output, replaces, directory } = self;
+        let Self { output, replaces, directory, may_be_missing } = self;
         // All or none: what is kept for nothing would stay open.
-        let opened: Vec<File> =
-            replaces.iter().map(|segment| files::open_read(segment.path())).collect::<Result<_, _>>()?;
+        let open = |segment: &Arc<Segment>| match files::open_read(segment.path()) {
+            Err(error) if error.is_missing() && may_be_missing => Ok(None),
+            opened => opened.map(Some),
+        };
+        let opened: Vec<Option<File>> = replaces.iter().map(open).collect::<Result<_, FileError>>()?;
         // The numbers of requests whose content goes are in that snapshot: it must stay the oldest one.
         snapshot::remove_before(&directory, durable_snapshot);
         for (segment, file) in replaces.iter().zip(opened) {
-            segment.keep_file(Some(file));
+            segment.keep_file(file);
         }
         let installed = output.install();
         if let Err(CompactionError::File(_)) = &installed {

@@ -166,3 +166,47 @@ fn rot_while_the_log_is_open_is_named_when_it_is_read() {
     assert_eq!(damage.len(), 1);
     assert_eq!(found.len(), 24 - damage[0].1.since(damage[0].0) as usize);
 }
+
+/// A file that somebody cuts short under a running log: what is gone is named, not a failure of the disk, through a map
+/// that is warm and without one.
+#[test]
+fn a_file_that_is_cut_under_an_open_log_is_named_when_it_is_read() {
+    for warm in [false, true] {
+        let directory = tempfile::tempdir().unwrap();
+        let mut log = Log::create(directory.path(), ID, config(60_000), Timestamp(0)).unwrap();
+        for n in 0..24 {
+            append(&mut log, &values(1, 9000, n), n as i64);
+            sync(&mut log);
+        }
+        let end = log.durable_position();
+        drop(log);
+        let (log, _) = open(directory.path(), 60_000, Some(end), false);
+        if warm {
+            assert_eq!(read_all(&log, 1 << 20).0.len(), 24);
+        }
+        let bases = files::list_offsets(directory.path(), "log").unwrap();
+        for (number, length) in [(0, 20_000), (1, 0), (2, 50)] {
+            let path = files::offset_path(directory.path(), bases[number], "log");
+            std::fs::File::options().write(true).open(path).unwrap().set_len(length).unwrap();
+        }
+        let (found, damage) = read_all(&log, 1 << 20);
+        let third = offset(3);
+        let expected = [(offset(2), third), (third, bases[1]), (bases[1], bases[2]), (bases[2], bases[3])];
+        assert_eq!(damage, expected, "warm: {warm}");
+        let lost: u64 = damage.iter().map(|(from, until)| until.since(*from)).sum();
+        assert_eq!(found.len() as u64, 24 - lost, "warm: {warm}");
+        let reader = log.reader();
+        for from in 0..24 {
+            // Whatever they answer, they answer.
+            reader.count(offset(from), end.offset, Access::Blocking).unwrap();
+            match reader.find_time(Timestamp(from as i64), end.offset, Access::Blocking) {
+                Ok(Some(_)) | Err(LogReadError::Damaged { .. }) => {}
+                other => panic!("{other:?}"),
+            }
+            match reader.append_time_at(offset(from), end.offset, Access::Blocking) {
+                Ok(Some(_)) | Err(LogReadError::Damaged { .. }) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}

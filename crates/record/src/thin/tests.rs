@@ -114,3 +114,20 @@ fn an_emptied_batch_keeps_its_place_and_its_number() {
         assert_eq!((after.producer, after.record_count), (before.producer, 0));
     }
 }
+
+#[test]
+fn what_was_given_up_keeps_its_offsets_and_has_nothing() {
+    let offset = |value| Offset::new(value).unwrap();
+    let lost = Batch::lost(offset(7), offset(10), Timestamp(1_700_000_000_000)).unwrap();
+    let read = Batch::verify(lost.bytes().clone(), &Limits::default()).unwrap();
+    assert_eq!((read.base_offset(), read.next_offset()), (offset(7), offset(10)));
+    assert!(read.header().is_lost() && !read.header().has_records());
+    assert_eq!(read.header().max_timestamp, Timestamp(1_700_000_000_000));
+    assert_eq!(read.records(&Limits::default()).unwrap().count(), 0);
+    assert!(read.header().check_from_client().is_err(), "no client makes one");
+    let most = i32::MAX as u64 + 1;
+    assert!(Batch::lost(offset(0), offset(most), Timestamp(0)).is_some());
+    for (from, until) in [(7, 7), (7, 6), (0, most + 1)] {
+        assert!(Batch::lost(offset(from), offset(until), Timestamp(0)).is_none(), "{from} to {until}");
+    }
+}

@@ -74,7 +74,7 @@ fn server() -> [Row; 4] {
     ]
 }
 
-fn storage() -> [Row; 7] {
+fn storage() -> [Row; 9] {
     [
         (
             "backend",
@@ -113,6 +113,18 @@ fn storage() -> [Row; 7] {
             Kind::Duration { min: Duration::from_millis(100), max: seconds(24 * 60 * 60) },
             "15s",
             "How often compacted topics are looked at; the dirtiest partition that is due is compacted first",
+        ),
+        (
+            "scrub_interval",
+            Kind::Duration { min: Duration::from_millis(100), max: seconds(365 * 24 * 60 * 60) },
+            "7days",
+            "How often all sealed segments are read from the disk and verified; first an hour after the start, or sooner",
+        ),
+        (
+            "scrub_bytes_per_second",
+            Kind::Bytes { min: 0, max: 1 << 40 },
+            "8 MiB",
+            "How much of them in a second, at most; 0 turns it off",
         ),
     ]
 }

@@ -18,7 +18,7 @@ use rimstone_log::{
 };
 use rimstone_types::{ByteCount, Offset, PartitionId, Timestamp};
 
-use super::{Counters, blocking, partition::LocalPartition, store_error};
+use super::{blocking, partition::LocalPartition, store_error};
 use crate::{
     partition::Compacted,
     storage::{PartitionConfig, StoreError},
@@ -56,6 +56,18 @@ pub(super) struct Work {
     damaged: BTreeMap<Offset, String>,
 }
 
+impl Work {
+    /// Nothing of a pass that is begun is renamed any more.
+    pub(super) fn give_up(&mut self) {
+        self.pass = None;
+    }
+
+    /// The segment was written anew around its damage.
+    pub(super) fn forget_damage(&mut self, segment: Offset) {
+        self.damaged.remove(&segment);
+    }
+}
+
 impl CompactionState {
     pub(super) fn new(config: &PartitionConfig) -> Self {
         let work = Work { pass: None, damaged: BTreeMap::new() };
@@ -76,17 +88,18 @@ impl CompactionState {
         self.obstacles.lock().now.clone()
     }
 
-    /// A look is over; each segment that is in the way is told of once. Answers how many were.
-    fn found(&self, partition: PartitionId, obstacles: &[Obstacle]) -> usize {
+    /// A look is over; each segment that is in the way is told of once. Answers those.
+    fn found(&self, partition: PartitionId, obstacles: &[Obstacle]) -> Vec<Offset> {
         let mut known = self.obstacles.lock();
-        let told = known.told.len();
+        let mut new = Vec::new();
         for obstacle in obstacles {
             if known.told.insert(obstacle.segment) {
+                new.push(obstacle.segment);
                 tracing::warn!(%partition, segment = %obstacle.segment, reason = %obstacle.reason, "compaction passes a segment by, and keeps the tombstones behind it");
             }
         }
         known.now = obstacles.to_vec();
-        known.told.len() - told
+        new
     }
 
     /// Held while a slice or the end of a trim runs, also if nobody waits for it any more: each must find the
@@ -122,7 +135,7 @@ impl LocalPartition {
 
     #[cfg(test)]
     pub(super) fn obstacles_found_again(&self) -> usize {
-        self.compaction.found(self.id, &self.compaction.obstacles())
+        self.compaction.found(self.id, &self.compaction.obstacles()).len()
     }
 
     #[cfg(test)]
@@ -157,7 +170,9 @@ impl LocalPartition {
             let damaged = partition.compaction.work().damaged.clone();
             let until = partition.state.lock().log.durable_position().segment;
             let found = Log::compactable(&partition.reader, until, &damaged, &settings, now);
-            partition.compaction.found(partition.id, found.obstacles());
+            for obstacle in partition.compaction.found(partition.id, found.obstacles()) {
+                partition.damage.suspect(obstacle);
+            }
             Ok(Some((found, settings)))
         })
         .await
@@ -191,15 +206,20 @@ impl LocalPartition {
         blocking(move || partition.slice(budget.get())).await
     }
 
-    fn check_serving(&self) -> Result<(), StoreError> {
+    pub(super) fn check_serving(&self) -> Result<(), StoreError> {
+        self.check_open()?;
+        match &self.state.lock().poisoned {
+            Some(reason) => Err(StoreError::Poisoned { reason: reason.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// As far as reading goes.
+    pub(super) fn check_open(&self) -> Result<(), StoreError> {
         if self.shared.closing.load(Ordering::Acquire) {
             return Err(StoreError::ShuttingDown);
         }
-        let state = self.state.lock();
-        if let Some(reason) = &state.poisoned {
-            return Err(StoreError::Poisoned { reason: reason.clone() });
-        }
-        if state.closed.is_some() { Err(StoreError::Deleted) } else { Ok(()) }
+        if self.state.lock().closed.is_some() { Err(StoreError::Deleted) } else { Ok(()) }
     }
 
     /// Begins a pass if one is due.
@@ -253,7 +273,7 @@ impl LocalPartition {
                 Err(Stopped::By(error)) => {
                     if let CompactionError::Damaged { segment, reason } = &error {
                         work.damaged.insert(*segment, reason.clone());
-                        Counters::add(&self.shared.counters.damaged_ranges, 1);
+                        self.damage.suspect(*segment);
                     }
                     return Err(self.failed(error));
                 }
@@ -290,7 +310,7 @@ impl LocalPartition {
         }
     }
 
-    fn full(&self) -> StoreError {
+    pub(super) fn full(&self) -> StoreError {
         StoreError::Full { path: self.directory.display().to_string() }
     }
 

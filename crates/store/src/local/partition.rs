@@ -19,7 +19,7 @@ use rimstone_log::{
 use rimstone_types::{Offset, PartitionId};
 use tokio::sync::oneshot;
 
-use super::{Shared, compact::CompactionState, store_error};
+use super::{Shared, compact::CompactionState, damage::DamageState, store_error};
 use crate::{
     partition::{AckLevel, Appended},
     storage::{PartitionConfig, StoreError},
@@ -46,6 +46,7 @@ pub(crate) struct LocalPartition {
     /// One trim, maintenance pass or slice of a compaction at a time.
     pub(super) maintenance: tokio::sync::Mutex<()>,
     pub(super) compaction: CompactionState,
+    pub(super) damage: DamageState,
 }
 
 #[derive(Debug)]
@@ -95,6 +96,7 @@ impl LocalPartition {
         directory: PathBuf,
         log: Log,
         config: &PartitionConfig,
+        damage: DamageState,
     ) -> Arc<Self> {
         Arc::new(Self {
             id,
@@ -115,6 +117,7 @@ impl LocalPartition {
             waiters: Waiters::default(),
             maintenance: tokio::sync::Mutex::new(()),
             compaction: CompactionState::new(config),
+            damage,
         })
     }
 
@@ -267,6 +270,12 @@ impl LocalPartition {
             drop(barrier.send(Err(error.clone())));
         }
         self.stop_compaction();
+        self.damage.stop();
+        self.waiters.wake();
+    }
+
+    /// Whoever waits looks again.
+    pub(super) fn wake(&self) {
         self.waiters.wake();
     }
 

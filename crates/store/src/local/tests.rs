@@ -1,6 +1,7 @@
 //! The local store: the suite that every store passes, on every way to sync; and what only disks do.
 
 mod compaction;
+mod damage;
 mod faults;
 
 use std::{

@@ -213,6 +213,8 @@ impl PartitionStore for MemoryPartition {
             undurable_bytes: ByteCount(0),
             dirtiness: contents.cleaned_size(),
             obstacles: Vec::new(),
+            damage: Vec::new(),
+            accepted_losses: Vec::new(),
             producers: contents.producers.len() as u32,
             state: if self.is_open() { StoreState::Serving } else { StoreState::Closed },
         }

@@ -14,9 +14,9 @@ use super::{LocalPartition, Parked};
 use crate::{
     local::{Counters, blocking, store_error},
     partition::{
-        AckLevel, Append, Appended, Backpressure, Batches, Compacted, Dirtiness, Maintained, OffsetAt,
-        PartitionStore, ProducerView, ReadBatch, ReadError, ReadLimit, RecordCount, StoreInfo, StoreState,
-        Visibility,
+        AcceptLossError, AcceptedLoss, AckLevel, Append, Appended, Backpressure, Batches, Compacted,
+        DamagedRange, Dirtiness, Maintained, OffsetAt, OffsetRange, PartitionStore, ProducerView, ReadBatch,
+        ReadError, ReadLimit, RecordCount, ScrubScope, Scrubbed, StoreInfo, StoreState, Visibility,
     },
     storage::{PartitionConfig, StoreError},
     ticket::{AppendError, AppendTicket},
@@ -106,8 +106,11 @@ impl LocalPartition {
         match error {
             LogReadError::OutOfRange { offset, start, end } => ReadError::OutOfRange { offset, start, end },
             LogReadError::Damaged { from, until, reason } => {
-                Counters::add(&self.shared.counters.damaged_ranges, 1);
-                tracing::error!(partition = %self.id, %from, %until, reason, "acknowledged data is damaged");
+                // Told of once, however often it is read.
+                if self.damage.met(from, until, &reason) {
+                    Counters::add(&self.shared.counters.damaged_ranges, 1);
+                    tracing::error!(partition = %self.id, %from, %until, reason, "acknowledged data is damaged");
+                }
                 ReadError::DataLoss { from, until, reason }
             }
             LogReadError::File(error) => ReadError::Store(store_error(error)),
@@ -335,6 +338,22 @@ impl PartitionStore for Arc<LocalPartition> {
         })
     }
 
+    fn scrub(&self, scope: ScrubScope, budget: ByteCount) -> BoxFuture<'_, Result<Scrubbed, StoreError>> {
+        Box::pin(self.scrub_some(scope, budget))
+    }
+
+    fn find_damage(&self) -> BoxFuture<'_, Result<Vec<DamagedRange>, StoreError>> {
+        Box::pin(self.look_at_damage())
+    }
+
+    fn accept_loss(
+        &self,
+        ranges: Vec<OffsetRange>,
+        now: Timestamp,
+    ) -> BoxFuture<'_, Result<Vec<AcceptedLoss>, AcceptLossError>> {
+        Box::pin(self.give_up(ranges, now))
+    }
+
     fn producer(&self, id: ProducerId) -> BoxFuture<'_, Result<Option<ProducerView>, StoreError>> {
         Box::pin(async move {
             let (view, dirty) = {
@@ -392,6 +411,8 @@ impl PartitionStore for Arc<LocalPartition> {
         StoreInfo {
             dirtiness: compacts.then_some(Dirtiness { clean_bytes, dirty_bytes, due: false }),
             obstacles,
+            damage: self.damage.known(ends.start),
+            accepted_losses: self.damage.accepted(),
             ends,
             segments,
             bytes: ByteCount(bytes),

@@ -1,0 +1,378 @@
+//! Damage is found where it is, and nowhere else; what is given up is a gap for ever, and nothing else changes.
+
+use std::{collections::BTreeSet, path::Path};
+
+use rimstone_types::{Offset, Timestamp};
+
+use super::*;
+use crate::{
+    Log, LogPosition, OpenOptions, files,
+    tests::{ID, Records, append, config, offset, open, read_all, sync, values},
+};
+
+const NOW: Timestamp = Timestamp(1_700_000_000_000);
+
+/// A log of several small segments, durable to its end.
+fn written(home: &Path) -> (Records, LogPosition) {
+    let mut log = Log::create(home, ID, config(700), Timestamp(0)).unwrap();
+    for n in 0..12 {
+        append(&mut log, &values(2, 40, n), n as i64);
+        sync(&mut log);
+    }
+    assert!(log.size().0 > 3);
+    (read_all(&log, 1 << 20).0, log.durable_position())
+}
+
+fn opened(home: &Path, witness: LogPosition) -> Log {
+    let options = OpenOptions { clean: false, witness: Some(witness), now: Timestamp(1) };
+    Log::open(home, ID, config(700), options).unwrap().0
+}
+
+fn segments(home: &Path) -> Vec<Offset> {
+    files::list_offsets(home, "log").unwrap()
+}
+
+fn segment(home: &Path, base: Offset) -> std::path::PathBuf {
+    files::offset_path(home, base, "log")
+}
+
+fn flip(path: &Path, at: u64) {
+    let mut content = std::fs::read(path).unwrap();
+    content[at as usize] ^= 1 << (at % 8);
+    std::fs::write(path, &content).unwrap();
+}
+
+/// Runs a pass to its end, in pieces.
+fn run(mut pass: Scrub) -> (Vec<DamagedRange>, u64) {
+    let (mut damage, mut bytes) = (Vec::new(), 0);
+    loop {
+        let step = pass.advance(100).unwrap();
+        bytes += step.read;
+        damage.extend(step.checked.into_iter().flat_map(|checked| checked.damage));
+        if step.done {
+            return (damage, bytes);
+        }
+    }
+}
+
+fn ranges(damage: &[DamagedRange]) -> Vec<(Offset, Offset)> {
+    damage.iter().map(|range| (range.from, range.until)).collect()
+}
+
+/// Side by side is one.
+fn joined(mut ranges: Vec<(Offset, Offset)>) -> Vec<(Offset, Offset)> {
+    ranges.dedup_by(|later, earlier| {
+        let touches = later.0 == earlier.1;
+        if touches {
+            earlier.1 = later.1;
+        }
+        touches
+    });
+    ranges
+}
+
+fn accept(log: &mut Log, home: &Path, ranges: &[(Offset, Offset)]) -> Result<Vec<AcceptedLoss>, AcceptError> {
+    log.roll_for_loss(ranges, NOW);
+    log.stage_snapshot(true);
+    sync(log);
+    let plan = log.reader().plan_loss(ranges)?;
+    let mut accepted = Vec::new();
+    for prepared in log.loss_writer()(plan, NOW) {
+        let prepared = prepared?;
+        let snapshot = log.may_replace(prepared.replacement()).unwrap();
+        let (replaced, losses) = prepared.install(home, snapshot)?;
+        log.replaced(&replaced);
+        replaced.clean_up();
+        accepted.extend(losses);
+    }
+    accepted.sort_by_key(|loss| loss.from);
+    Ok(accepted)
+}
+
+#[test]
+fn a_pass_over_what_is_whole_finds_nothing_and_goes_over_every_byte() {
+    let home = tempfile::tempdir().unwrap();
+    let (_, end) = written(home.path());
+    let log = opened(home.path(), end);
+    let (damage, bytes) = run(Scrub::whole(log.reader()));
+    assert_eq!(damage, []);
+    let sealed: u64 = segments(home.path())
+        .iter()
+        .rev()
+        .skip(1)
+        .map(|base| {
+            segment(home.path(), *base).metadata().unwrap().len() - crate::frame::SEGMENT_HEADER_LENGTH as u64
+        })
+        .sum();
+    assert_eq!(bytes, sealed, "every byte behind the headers, of what is sealed");
+    let (damage, bytes) = run(Scrub::of(log.reader(), BTreeSet::from([offset(1), offset(23)])));
+    assert!(damage.is_empty() && bytes > 0, "also the segment that is written to");
+}
+
+/// The scrub and the readers agree on every flipped byte; once it is given up, nothing is damaged any more, now and
+/// after restarts, and what was sound is as it was.
+#[test]
+fn every_flipped_byte_is_found_and_can_be_given_up() {
+    let original = tempfile::tempdir().unwrap();
+    let (expected, end) = written(original.path());
+    let mut losses = 0;
+    for base in segments(original.path()) {
+        let length = segment(original.path(), base).metadata().unwrap().len();
+        for at in (0..length).step_by(29) {
+            let what = format!("segment {base}, byte {at}");
+            let home = copied(original.path());
+            flip(&segment(home.path(), base), at);
+            let mut log = opened(home.path(), end);
+            let (sound, met) = read_all(&log, 1 << 20);
+            let met = joined(met);
+            let sealed = segments(home.path()).last() != Some(&base);
+            let found = if sealed {
+                run(Scrub::whole(log.reader())).0
+            } else {
+                run(Scrub::of(log.reader(), BTreeSet::from([base]))).0
+            };
+            assert_eq!(ranges(&found), met, "{what}");
+            if met.is_empty() {
+                continue;
+            }
+            losses += 1;
+            let kept = std::fs::read(segment(home.path(), base)).unwrap();
+            let accepted =
+                accept(&mut log, home.path(), &met).unwrap_or_else(|error| panic!("{what}: {error}"));
+            assert_eq!(
+                accepted.iter().map(|loss| (loss.from, loss.until)).collect::<Vec<_>>(),
+                met,
+                "{what}"
+            );
+            let aside = std::fs::read(&accepted[0].kept).unwrap();
+            assert!(aside.starts_with(&kept), "{what}: the damaged bytes are kept");
+            judge(&log, &sound, &what);
+            let next = append(&mut log, &values(1, 10, 99), 100);
+            assert!(next >= end.offset, "{what}: an offset was used again");
+            sync(&mut log);
+            let (sound, end) = (read_all(&log, 1 << 20).0, log.durable_position());
+            drop(log);
+            for _ in 0..2 {
+                let log = opened(home.path(), end);
+                judge(&log, &sound, &what);
+                assert_eq!(run(Scrub::whole(log.reader())).0, [], "{what}");
+                assert_eq!(accepted_losses(home.path()).unwrap(), accepted, "{what}");
+            }
+        }
+    }
+    println!("{losses} losses of {} records", expected.len());
+    assert!(losses > 30);
+}
+
+/// Nothing is damaged; these records are there, and are counted.
+fn judge(log: &Log, sound: &Records, what: &str) {
+    let (records, damage) = read_all(log, 200);
+    assert_eq!(damage, [], "{what}");
+    assert_eq!(&records, sound, "{what}");
+    let ends = log.reader().ends();
+    for from in 0..ends.durable.get() {
+        let counted =
+            log.reader().count(offset(from), ends.durable, crate::Access::Blocking).unwrap().records;
+        let there = sound.iter().filter(|(at, _)| at.get() >= from).count() as u64;
+        assert_eq!(counted, there, "{what}: from {from}");
+        let time = log.reader().append_time_at(offset(from), ends.durable, crate::Access::Blocking).unwrap();
+        assert_eq!(time.is_some(), there > 0, "{what}: from {from}");
+    }
+}
+
+fn copied(from: &Path) -> tempfile::TempDir {
+    let to = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, to.path().join(path.file_name().unwrap())).unwrap();
+    }
+    to
+}
+
+/// A segment that is removed, cut short or emptied, one after the other, at a start and under a running log.
+#[test]
+fn missing_and_short_files_are_found_and_can_be_given_up() {
+    let original = tempfile::tempdir().unwrap();
+    let (expected, end) = written(original.path());
+    let all = segments(original.path());
+    for running in [false, true] {
+        for (number, base) in all.iter().enumerate() {
+            for cut in [None, Some(0), Some(50), Some(72), Some(200)] {
+                let what = format!("segment {base} cut to {cut:?}, while the log is open: {running}");
+                let home = copied(original.path());
+                let before = running.then(|| opened(home.path(), end));
+                let path = segment(home.path(), *base);
+                match cut {
+                    None => std::fs::remove_file(&path).unwrap(),
+                    Some(length) => {
+                        std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(length).unwrap()
+                    }
+                }
+                let mut log = before.unwrap_or_else(|| opened(home.path(), end));
+                let found: Vec<_> =
+                    (0..=24).filter_map(|at| log.reader().check_segment(offset(at)).unwrap()).collect();
+                let mut met = log.reader().evident_damage();
+                met.extend(found.into_iter().flat_map(|checked| checked.damage));
+                met.sort_by_key(|range| (range.from, range.until));
+                met.dedup_by_key(|range| (range.from, range.until));
+                assert!(!met.is_empty(), "{what}");
+                if running && cut.is_none() && number + 1 == all.len() {
+                    // Nothing can be written to it any more: only a start gets the log behind it.
+                    continue;
+                }
+                if number == 0 && cut.is_none() && !running {
+                    let refused = accept(&mut log, home.path(), &ranges(&met)).unwrap_err();
+                    assert!(
+                        matches!(refused, AcceptError::BeforeFirst { first } if first == all[1]),
+                        "{refused}"
+                    );
+                    continue;
+                }
+                let accepted = accept(&mut log, home.path(), &ranges(&met));
+                accepted.unwrap_or_else(|error| panic!("{what}: {error}: {met:?}"));
+                let sound: Records = expected
+                    .iter()
+                    .filter(|(at, _)| !met.iter().any(|range| range.from <= *at && *at < range.until))
+                    .cloned()
+                    .collect();
+                judge(&log, &sound, &what);
+                let end = log.durable_position();
+                drop(log);
+                judge(&opened(home.path(), end), &sound, &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn only_what_is_damaged_and_named_as_it_is_can_be_given_up() {
+    let home = tempfile::tempdir().unwrap();
+    let (_, end) = written(home.path());
+    let second = segments(home.path())[1];
+    let middle = segment(home.path(), second).metadata().unwrap().len() / 2;
+    flip(&segment(home.path(), second), middle);
+    let mut log = opened(home.path(), end);
+    let (sound, met) = read_all(&log, 1 << 20);
+    let (from, until) = met[0];
+    let one = |at: Offset, by: i64| offset((at.get() as i64 + by) as u64);
+    for wrong in [
+        vec![],
+        vec![(from, one(until, 1))],
+        vec![(from, one(until, -1))],
+        vec![(one(from, -1), until)],
+        vec![(one(from, 1), until)],
+        vec![(offset(0), offset(2))],
+        vec![(from, until), (offset(0), offset(2))],
+        vec![(from, until), (from, until)],
+    ] {
+        let before = segments(home.path());
+        let refused = accept(&mut log, home.path(), &wrong).unwrap_err();
+        let AcceptError::Differs { found } = &refused else { panic!("{refused}") };
+        let looked_at = wrong.iter().any(|(from, _)| *from >= second && *from < until);
+        assert_eq!(!found.is_empty(), looked_at, "{wrong:?}: {refused}");
+        assert_eq!(segments(home.path()), before);
+        assert_eq!(read_all(&log, 1 << 20), (sound.clone(), met.clone()));
+    }
+    assert!(accepted_losses(home.path()).unwrap().is_empty());
+    accept(&mut log, home.path(), &met).unwrap();
+    let again = accept(&mut log, home.path(), &met).unwrap_err();
+    assert!(matches!(again, AcceptError::Differs { ref found } if found.is_empty()), "{again}");
+}
+
+/// The decision was cut short between the second name and the new file: the damage stands, and can be given up again.
+#[test]
+fn a_crash_in_between_leaves_the_damage_as_it_was() {
+    let home = tempfile::tempdir().unwrap();
+    let (_, end) = written(home.path());
+    let base = segments(home.path())[0];
+    flip(&segment(home.path(), base), 200);
+    let mut log = opened(home.path(), end);
+    let (sound, met) = read_all(&log, 1 << 20);
+    let kept = files::lost_path(home.path(), met[0].0, met[0].1);
+    files::keep_as(&segment(home.path(), base), &kept).unwrap();
+    std::fs::write(segment(home.path(), base).with_extension("log.tmp"), b"half of it").unwrap();
+    log.roll_for_loss(&met, NOW);
+    sync(&mut log);
+    let end = log.durable_position();
+    drop(log);
+    let mut log = opened(home.path(), end);
+    assert_eq!(read_all(&log, 1 << 20), (sound.clone(), met.clone()));
+    accept(&mut log, home.path(), &met).unwrap();
+    judge(&log, &sound, "after the second try");
+
+    // What is given up twice keeps the bytes of both.
+    let length = segment(home.path(), base).metadata().unwrap().len();
+    let marker = (0..length).find(|at| {
+        let bytes = std::fs::read(segment(home.path(), base)).unwrap();
+        Frame::decode(&bytes[*at as usize..], crate::frame::SegmentHeader::decode(&bytes).unwrap().salt, *at)
+            .is_ok_and(|frame| matches!(frame.content, Content::Batch(header) if header.is_lost()))
+    });
+    let first = std::fs::read(&kept).unwrap();
+    flip(&segment(home.path(), base), marker.unwrap() + 70);
+    assert_eq!(joined(read_all(&log, 1 << 20).1), met);
+    accept(&mut log, home.path(), &met).unwrap();
+    assert_eq!(std::fs::read(kept.with_extension("lost.1")).unwrap(), first);
+    assert_ne!(std::fs::read(&kept).unwrap(), first);
+    judge(&log, &sound, "after the second loss");
+}
+
+/// Compaction goes over a marker as over any batch, and keeps it.
+#[test]
+fn compaction_takes_a_segment_that_was_written_around_a_loss() {
+    use crate::compaction::{CompactionSettings, CompactionStep};
+    let settings = CompactionSettings {
+        dirty_ratio: 0.0,
+        min_lag: std::time::Duration::ZERO,
+        max_lag: None,
+        delete_retention: std::time::Duration::ZERO,
+        map_bytes: 1 << 20,
+    };
+    let home = tempfile::tempdir().unwrap();
+    let (expected, end) = written(home.path());
+    let damaged = segments(home.path())[1];
+    let middle = segment(home.path(), damaged).metadata().unwrap().len() - 150;
+    flip(&segment(home.path(), damaged), middle);
+    let mut log = opened(home.path(), end);
+    let met = joined(read_all(&log, 1 << 20).1);
+    accept(&mut log, home.path(), &met).unwrap();
+    log.stage_snapshot(true);
+    sync(&mut log);
+    let until = log.durable_position().segment;
+    let found = Log::compactable(&log.reader(), until, &Default::default(), &settings, NOW);
+    assert_eq!(found.obstacles(), [], "it is no obstacle");
+    let mut pass = log.begin_compaction(found, &settings, NOW);
+    loop {
+        match pass.advance(1 << 20).unwrap() {
+            CompactionStep::Done => break,
+            CompactionStep::More | CompactionStep::Room(_) => {}
+            CompactionStep::Replace(replacement) => {
+                let snapshot = log.may_replace(&replacement).unwrap();
+                let replaced = replacement.install(snapshot).unwrap();
+                log.replaced(&replaced);
+                replaced.clean_up();
+            }
+        }
+    }
+    assert!(pass.progress().records_removed > 0);
+    let (records, damage) = read_all(&log, 1 << 20);
+    assert_eq!(damage, []);
+    assert_eq!(records.last(), expected.last());
+    let end = log.durable_position();
+    let (log, report) = open(home.path(), 700, Some(end), false);
+    assert_eq!((report.damaged_ranges, read_all(&log, 1 << 20).0), (0, records));
+    let kept = segments(home.path()).into_iter().flat_map(|base| {
+        let mut lost = Vec::new();
+        let view = crate::inspect::SegmentView::open(home.path(), base).unwrap();
+        view.each(|item| match item {
+            crate::inspect::Item::Batch { header, .. } if header.is_lost() => {
+                lost.push((header.base_offset, header.next_offset()));
+            }
+            crate::inspect::Item::Seal { agrees, .. } => assert!(agrees),
+            crate::inspect::Item::Invalid { reason, .. } => panic!("{reason}"),
+            crate::inspect::Item::Batch { .. } => {}
+        })
+        .unwrap();
+        lost
+    });
+    assert_eq!(kept.collect::<Vec<_>>(), met, "the gap is there to see");
+}
