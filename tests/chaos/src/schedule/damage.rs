@@ -199,7 +199,7 @@ async fn one(world: &mut World, facts: &Facts, case: &Case, data: &Path) -> anyh
                 || case.other.as_ref().is_some_and(|other| world.is_of(at, other));
             match read {
                 Ok(log) => {
-                    if start == 0 && log.lost.is_empty() {
+                    if start == 0 && log.lost.is_empty() && log.start == known.start {
                         look_up(world, &mut doors, facts, at, case).await?;
                     }
                     let wrong = compare(case, at, known, &log, hurt, appended.get(at));
@@ -213,7 +213,7 @@ async fn one(world: &mut World, facts: &Facts, case: &Case, data: &Path) -> anyh
             }
         }
         if start == 0 {
-            if kind(&case.file) != "log" {
+            if !matches!(kind(&case.file).as_str(), "log" | "log-start") {
                 lag(world, &mut doors, facts, case).await?;
             }
             for at in facts.finals.keys() {
@@ -282,8 +282,9 @@ fn compare(
     expected.extend(appended.into_iter().flatten().map(|(offset, value)| (*offset, Some(*value))));
     let there: BTreeMap<u64, Option<u64>> = log.records.iter().copied().collect();
     for (offset, value) in &there {
-        let start = known.start.min(log.start);
-        if expected.get(offset) != Some(value) && *offset >= start {
+        // Without a readable log start what lies before it in the first segment is back, as it was.
+        let is_back = *offset < known.start && kind(&case.file) == "log-start" && value.is_some();
+        if expected.get(offset) != Some(value) && !is_back {
             wrong.push(format!("{at:?} offset {offset} is {value:?}, it was {:?}", expected.get(offset)));
         }
     }
