@@ -57,6 +57,7 @@ golden version:
     test ! -e tests/golden/{{ version }}
     cargo run --locked --package rimstone-log --example golden -- tests/golden/{{ version }}
     cargo run --locked --package rimstone-log --example golden -- tests/golden/{{ version }}-compacted compacted
+    cargo run --locked --package rimstone-log --example golden -- tests/golden/{{ version }}-given-up given-up
 
 # Kills the server five times during a produce, and shows how far it was.
 kills:

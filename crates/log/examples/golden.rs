@@ -1,6 +1,7 @@
 //! Writes the golden directories of the format version that this build writes:
 //! `cargo run -p rimstone-log --example golden -- tests/golden/v1`, and with `compacted` behind it those that
-//! compaction has gone over: `-- tests/golden/v1-compacted compacted`.
+//! compaction has gone over: `-- tests/golden/v1-compacted compacted`; with `given-up`, one in which a loss was
+//! accepted: `-- tests/golden/v1-given-up given-up`.
 //!
 //! Run once for each released format version, never again for an old one: tests only read them, and
 //! `HASHES` keeps them as they are.
@@ -169,6 +170,16 @@ impl Writer {
         Ok(())
     }
 
+    /// Flips a bit in the body of the first batch.
+    fn rot_first(&mut self) -> Result<(), Box<dyn Error>> {
+        let segment = self.path.join(format!("{:020}.log", 0));
+        let mut content = fs::read(&segment)?;
+        content[72 + 60 + 61 + 12] ^= 0x10;
+        fs::write(&segment, &content)?;
+        self.expected = self.expected.lines().skip(2).map(|line| format!("{line}\n")).collect();
+        Ok(())
+    }
+
     fn sync(&mut self) -> Result<LogPosition, Box<dyn Error>> {
         self.write()?;
         let position = self.log.written_position();
@@ -217,10 +228,10 @@ fn newest_segment(directory: &Path) -> Result<PathBuf, Box<dyn Error>> {
 fn main() -> Result<(), Box<dyn Error>> {
     let root = PathBuf::from(std::env::args().nth(1).ok_or("which directory?")?);
     fs::create_dir_all(&root)?;
-    if std::env::args().nth(2).is_some_and(|word| word == "compacted") {
-        compacted(&root)?;
-    } else {
-        plain(&root)?;
+    match std::env::args().nth(2).as_deref() {
+        Some("compacted") => compacted(&root)?,
+        Some("given-up") => given_up(&root)?,
+        _ => plain(&root)?,
     }
     let mut hashes = String::new();
     hash_files(&root, &root, &mut hashes)?;
@@ -239,6 +250,24 @@ fn compacted(root: &Path) -> Result<(), Box<dyn Error>> {
     })?;
     directory(root, "superseded", |writer, _, _| writer.compact(1 << 20, 1))?;
     directory(root, "partial", |writer, _, _| writer.compact(1, usize::MAX))
+}
+
+/// What was rotten is given up: its segment is written anew around it.
+fn given_up(root: &Path) -> Result<(), Box<dyn Error>> {
+    directory(root, "given-up", |writer, _, _| {
+        writer.rot_first()?;
+        writer.log.stage_snapshot(true);
+        writer.sync()?;
+        let plan = writer.log.reader().plan_loss(&[(Offset::ZERO, Offset::new(2)?)])?;
+        for prepared in writer.log.loss_writer()(plan, Timestamp(BEGAN + 3_600_000)) {
+            let prepared = prepared?;
+            let snapshot = writer.log.may_replace(prepared.replacement())?;
+            let (replaced, _) = prepared.install(&writer.path, snapshot)?;
+            writer.log.replaced(&replaced);
+            replaced.clean_up();
+        }
+        Ok(())
+    })
 }
 
 fn plain(root: &Path) -> Result<(), Box<dyn Error>> {
@@ -274,14 +303,7 @@ fn plain(root: &Path) -> Result<(), Box<dyn Error>> {
         Ok(())
     })?;
     // A flipped bit in the body of acknowledged data: its batch, and nothing else, is lost.
-    directory(root, "rotten", |writer, _, _| {
-        let segment = writer.path.join(format!("{:020}.log", 0));
-        let mut content = fs::read(&segment)?;
-        content[72 + 60 + 61 + 12] ^= 0x10;
-        fs::write(&segment, &content)?;
-        writer.expected = writer.expected.lines().skip(2).map(|line| format!("{line}\n")).collect();
-        Ok(())
-    })?;
+    directory(root, "rotten", |writer, _, _| writer.rot_first())?;
     Ok(())
 }
 

@@ -123,6 +123,15 @@ async fn a_failed_sync_is_final_until_the_next_start() {
             "a failed sync is not tried again"
         );
         assert_eq!(server.page("/livez").map(|(status, _)| status), Some(200));
+        // Whoever looks is told, and by name.
+        let (status, issue) = server.page("/readyz").unwrap();
+        assert!(status == 503 && issue.contains(call), "{status}: {issue}");
+        assert_eq!(server.metric("rimstone_poisoned"), Some(1.0));
+        assert_eq!(server.metric("rimstone_partition_poisoned"), Some(1.0));
+        let state = server.admin().describe_topic("t").await.unwrap().partitions.remove(0).state;
+        assert!(state.starts_with("poisoned: ") && state.contains(call), "{state}");
+        let health = server.admin().describe_server().await.unwrap().health;
+        assert!(health.contains("refused") && health.contains(call), "{health}");
         server.kill();
 
         let server = server.start_again().await;
@@ -132,6 +141,8 @@ async fn a_failed_sync_is_final_until_the_next_start() {
         let next = calls.append(to_partition_0("t", ["after"])).await.unwrap().base_offset.unwrap();
         let there = next.checked_sub(acknowledged).expect("what was acknowledged is there");
         assert!(there <= 1, "in doubt means there or not: {there}");
+        assert_eq!(server.metric("rimstone_healthy"), Some(1.0));
+        assert_eq!(server.metric("rimstone_partition_poisoned"), Some(0.0));
         println!("{call}: what was in doubt is {}", if there == 1 { "there" } else { "not there" });
     }
 }
