@@ -52,6 +52,10 @@ recovery *arguments:
     cargo build --release --locked
     benches/recovery.py {{ arguments }}
 
+# Mutated bytes for what decodes: batch, recovery, index, group-record, catalog-record, grpc or all, for so many seconds each; `--seed N --inputs 1` repeats one.
+fuzz target="all" seconds="60" *arguments:
+    cargo run --locked --package rimstone-fuzz -- {{ target }} {{ seconds }} {{ arguments }}
+
 # Writes the golden directories of a new format version; released ones are never written again.
 golden version:
     test ! -e tests/golden/{{ version }}

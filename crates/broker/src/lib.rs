@@ -33,6 +33,14 @@ mod settings;
 mod testing;
 mod topics;
 
+/// Whether this build understands a record of the catalog; in words why not.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn catalog_record_reads(key: Option<&[u8]>, value: Option<&[u8]>) -> Result<(), String> {
+    catalog::CatalogRecord::decode(key, value).map(drop)
+}
+
 pub use background::MaintenanceReport;
 pub use broker::{Broker, ReadinessIssue, ServerDescription};
 pub use clock::{Clock, SystemClock};

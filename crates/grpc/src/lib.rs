@@ -22,4 +22,6 @@ mod serve;
 mod status;
 
 pub use options::GrpcOptions;
+#[doc(hidden)]
+pub use receive::look_at_request;
 pub use serve::{Drained, ServeError, ServerFacts, serve};

@@ -35,6 +35,36 @@ impl Received {
     }
 }
 
+/// Goes over the bytes of a call's body as the server does while they arrive, in these pieces: how many elements its
+/// last message has. For fuzzing.
+///
+/// # Errors
+/// Why they are refused before anything is decoded.
+#[doc(hidden)]
+pub fn look_at_request(path: &str, pieces: &[&[u8]], items_max: u64) -> Result<u64, &'static str> {
+    static API: std::sync::LazyLock<Api> = std::sync::LazyLock::new(Api::ours);
+    let call = API.call(path).ok_or("no such call")?;
+    let (mut framing, mut scan) = (framing::Framing::new(), None);
+    for mut bytes in pieces.iter().copied() {
+        while let Some(piece) = framing.next(&mut bytes) {
+            match piece {
+                framing::Piece::Begin(length) => {
+                    scan = Some(scan::Scan::new(call.input, length.into(), items_max));
+                }
+                framing::Piece::Content(content) => {
+                    let fed = scan.as_mut().map_or(Ok(()), |scan: &mut scan::Scan| scan.feed(&API, content));
+                    fed.map_err(|why| match why {
+                        Malformed::TooManyItems => "too many elements",
+                        Malformed::Wire(why) => why,
+                    })?;
+                }
+                framing::Piece::End => {}
+            }
+        }
+    }
+    Ok(scan.map_or(0, |scan| scan.items()))
+}
+
 /// What all arriving requests share.
 #[derive(Debug, Clone)]
 pub(crate) struct Receive(Arc<Rules>);

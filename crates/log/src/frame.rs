@@ -262,7 +262,7 @@ impl Totals {
     pub(crate) fn add(&mut self, batch: &BatchHeader, next_offset: Offset, append_time: Timestamp) {
         self.next_offset = next_offset;
         if batch.has_records() {
-            self.records += batch.records_there();
+            self.records = self.records.saturating_add(batch.records_there());
             self.max_time = self.max_time.max(batch.max_timestamp);
         }
         self.frames = self.frames.saturating_add(1);

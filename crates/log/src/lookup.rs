@@ -137,7 +137,7 @@ impl LogReader {
                 let rank = rank(segment, from, access)?;
                 (rank.records, rank.position)
             };
-            extent.records += records_below.saturating_sub(records_before);
+            extent.records = extent.records.saturating_add(records_below.saturating_sub(records_before));
             extent.bytes += bytes_below.saturating_sub(bytes_before);
         }
         Ok(extent)
@@ -249,18 +249,19 @@ fn rank(segment: &Segment, offset: Offset, access: Access) -> Result<Rank, LogRe
                 rank.behind = at + frame.size();
                 if last_offset(&header) < offset {
                     rank.position = rank.behind;
-                    rank.records += header.records_there();
+                    rank.records = rank.records.saturating_add(header.records_there());
                     continue;
                 }
                 if !header.has_records() {
                     break;
                 }
-                rank.records += if is_dense(&header) {
+                let inside = if is_dense(&header) {
                     offset.since(header.base_offset)
                 } else {
                     let payload = walker.payload(at, &frame)?;
                     records(segment, &payload)?.filter(|(found, _)| *found < offset).count() as u64
                 };
+                rank.records = rank.records.saturating_add(inside);
                 break;
             }
             Step::Invalid(..) => {
@@ -301,7 +302,7 @@ fn record_number(
                 if header.base_offset >= until {
                     return Ok(Numbered::Beyond);
                 }
-                before += header.records_there();
+                before = before.saturating_add(header.records_there());
                 if before > number {
                     return Ok(Numbered::At(append_time));
                 }

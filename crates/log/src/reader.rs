@@ -226,6 +226,8 @@ impl Place {
         loop {
             let (at, frame) = match walker.step()? {
                 Step::Frame(at, frame) => (at, frame),
+                // An entry points at a batch at or before what is looked for, never at the end.
+                Step::End if first && !may_skip => return Ok(Walked::Misled),
                 Step::End => break,
                 Step::Invalid(at, error) => {
                     if std::mem::take(&mut first) && position != START {
@@ -245,6 +247,7 @@ impl Place {
             };
             let header = match frame.content {
                 Content::Batch(header) => header,
+                Content::Seal(_) if first && !may_skip => return Ok(Walked::Misled),
                 Content::Seal(totals) => match damage {
                     // The damage reaches up to the seal, which says where the segment ended.
                     Some(reason) if totals.next_offset > next => {
@@ -299,8 +302,17 @@ impl Place {
         Ok(Walked::Done(Collected::Batches(batches)))
     }
 
-    /// Nothing was found up to the end of the segment: fine, if the next one goes on where this one ends.
+    /// Nothing was found up to the end of the segment: fine, if the next one goes on where this one ends. Behind the
+    /// last one there is nothing to go on with.
     fn nothing(&self, next: Offset, until: Offset, access: Access) -> Result<Walked, LogReadError> {
+        if self.next_base.is_none() && next < until {
+            // The last segment has no gaps, and what is asked for was published.
+            return Err(LogReadError::Damaged {
+                from: next,
+                until,
+                reason: format!("{} ends before the log does", self.segment.path().display()),
+            });
+        }
         if let Some(next_base) = self.next_base {
             let ends_at = self.segment.totals(access)?.next_offset;
             let missing = ends_at.max(next);

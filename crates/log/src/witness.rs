@@ -15,7 +15,7 @@ use rimstone_types::{PartitionId, PartitionIndex, TopicId};
 use crate::{
     error::FileError,
     files,
-    frame::{LogPosition, offset_at, u32_at, u64_at},
+    frame::{LogPosition, SEGMENT_HEADER_LENGTH, offset_at, u32_at, u64_at},
 };
 
 const MAGIC: [u8; 8] = *b"RIMSTWIT";
@@ -78,7 +78,9 @@ fn decode(slot: &[u8]) -> Option<(PartitionId, u64, LogPosition)> {
         position: u64_at(slot, 36),
         offset: offset_at(slot, 44).ok()?,
     };
-    Some((partition, u64_at(slot, 20), end))
+    // No end lies before its segment begins: believing it would give offsets out again.
+    let is_one = end.offset >= end.segment && end.position >= SEGMENT_HEADER_LENGTH as u64;
+    is_one.then_some((partition, u64_at(slot, 20), end))
 }
 
 /// What a witness file says: the newest readable slot of each partition, and which slot that is.
@@ -211,7 +213,21 @@ mod tests {
     }
 
     fn end(n: u64) -> LogPosition {
-        LogPosition { segment: Offset::ZERO, position: n, offset: Offset::new(n).unwrap() }
+        LogPosition { segment: Offset::ZERO, position: 72 + n, offset: Offset::new(n).unwrap() }
+    }
+
+    #[test]
+    fn an_end_that_none_can_be_does_not_count() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("witness");
+        let (mut witness, _) = Witness::open(&path).unwrap();
+        witness.record(partition(0), end(5)).unwrap();
+        let before_its_segment = LogPosition { segment: Offset::new(9).unwrap(), ..end(8) };
+        witness.record(partition(0), before_its_segment).unwrap();
+        witness.record(partition(1), LogPosition { position: 71, ..end(8) }).unwrap();
+        drop(witness);
+        let (_, known) = Witness::open(&path).unwrap();
+        assert_eq!(known.into_iter().collect::<Vec<_>>(), [(partition(0), end(5))]);
     }
 
     #[test]

@@ -61,8 +61,7 @@ impl Scan {
     }
 
     /// Elements so far.
-    #[cfg(test)]
-    fn items(&self) -> u64 {
+    pub(super) fn items(&self) -> u64 {
         self.items
     }
 

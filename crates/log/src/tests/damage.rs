@@ -155,6 +155,84 @@ fn an_index_that_points_at_the_wrong_frame_misleads_nobody() {
 }
 
 #[test]
+fn an_index_that_points_at_the_seal_or_behind_it_hides_nothing() {
+    let (directory, expected, witness) = victim();
+    let base = files::list_offsets(directory.path(), "log").unwrap()[0];
+    let (header, good) = crate::inspect::index(directory.path(), base).unwrap().unwrap();
+    let path = files::offset_path(directory.path(), base, "idx");
+    let end = header.end as u32;
+    for position in [end - crate::frame::SEAL_FRAME_LENGTH as u32, end, end + 1, u32::MAX] {
+        let wrong: Vec<_> =
+            good.iter().map(|entry| crate::index::IndexEntry { position, ..*entry }).collect();
+        std::fs::write(&path, crate::index::encode(header, &wrong)).unwrap();
+        let (log, _) = open(directory.path(), 700, Some(witness), false);
+        for (at, value) in &expected {
+            let range = ReadRange { from: *at, until: witness.offset, bytes: 1 };
+            let found = log.reader().read(range, Access::Blocking).unwrap();
+            let records = found[0].batch.records(&crate::inspect::LIMITS).unwrap().map(Result::unwrap);
+            let there = records
+                .into_iter()
+                .any(|record| record.offset == *at && record.value.as_ref() == Some(value));
+            assert!(there, "position {position}: offset {at} is passed over");
+        }
+    }
+}
+
+#[test]
+fn counts_that_no_log_can_have_are_no_reason_to_panic() {
+    let (directory, _, witness) = victim();
+    let bases = files::list_offsets(directory.path(), "log").unwrap();
+    for base in &bases[..bases.len() - 1] {
+        let path = files::offset_path(directory.path(), *base, "log");
+        let mut content = std::fs::read(&path).unwrap();
+        let seal = content.len() - crate::frame::SEAL_FRAME_LENGTH;
+        let payload = seal + crate::frame::FRAME_HEADER_LENGTH;
+        content[payload + 8..payload + 16].fill(0xff);
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(&content[seal..seal + 56]);
+        hasher.update(&content[payload..]);
+        let check = hasher.finalize();
+        content[seal + 56..seal + 60].copy_from_slice(&check.to_be_bytes());
+        std::fs::write(&path, &content).unwrap();
+    }
+    let (log, _) = open(directory.path(), 700, Some(witness), false);
+    let counted = log.reader().count(offset(0), witness.offset, Access::Blocking).unwrap();
+    assert_eq!(counted.records, u64::MAX);
+}
+
+#[test]
+fn an_end_that_the_files_do_not_reach_is_named() {
+    let (directory, expected, _) = victim();
+    let (mut log, _) = open(directory.path(), 1 << 20, None, false);
+    append(&mut log, &values(1, 10, 7), 7);
+    sync(&mut log);
+    log.write_caches().unwrap();
+    let end = log.durable_position();
+    let producers = log.producers().clone();
+    drop(log);
+    // Index, snapshot and witness agree on an end that is not there.
+    let claimed = end.offset.saturating_add(10);
+    let (mut header, entries) = crate::inspect::index(directory.path(), end.segment).unwrap().unwrap();
+    header.totals.next_offset = claimed;
+    std::fs::write(
+        files::offset_path(directory.path(), end.segment, "idx"),
+        crate::index::encode(header, &entries),
+    )
+    .unwrap();
+    std::fs::write(
+        files::offset_path(directory.path(), claimed, "producers"),
+        crate::snapshot::encode(claimed, &producers),
+    )
+    .unwrap();
+    let witness = LogPosition { offset: claimed, ..end };
+    let (log, report) = open(directory.path(), 1 << 20, Some(witness), true);
+    assert!(report.from_caches);
+    let (found, damage) = read_all(&log, 200);
+    assert_eq!(found.len(), expected.len() + 1);
+    assert_eq!(damage, [(end.offset, claimed)]);
+}
+
+#[test]
 fn rot_while_the_log_is_open_is_named_when_it_is_read() {
     let (directory, _, witness) = victim();
     let (log, _) = open(directory.path(), 700, Some(witness), false);

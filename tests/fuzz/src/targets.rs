@@ -1,0 +1,8 @@
+//! What is fuzzed, one file each.
+
+pub mod batch;
+pub mod directory;
+pub mod grpc;
+pub mod index;
+pub mod records;
+pub mod recovery;
