@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use rimstone_types::{PartitionId, PartitionIndex, Timestamp, TopicId};
 use uuid::Uuid;
 
-use crate::{error::FileError, files, frame::u32_at};
+use crate::{error::FileError, files, frame::u32_at, versions};
 
 const META_MAGIC: [u8; 8] = *b"RIMSTDIR";
 /// The version of the directory's layout that this build writes and reads.
@@ -37,14 +37,24 @@ pub enum DirectoryError {
         /// What the lock file names.
         holder: String,
     },
-    /// It is of a later version.
+    /// Something in it is of a later version.
     #[error(
-        "{path} was written by a newer Rimstone (layout {found}; this build knows {DIRECTORY_VERSION}); nothing was changed"
+        "{path} has format version {found}, which a newer Rimstone wrote; this build reads version {DIRECTORY_VERSION}; nothing was changed"
     )]
     Newer {
         /// The file.
         path: String,
         /// Its version.
+        found: u16,
+    },
+    /// Something in it has flags of a later build.
+    #[error(
+        "{path} has flags {found:#06x}, which a newer Rimstone wrote; this build knows none of version {DIRECTORY_VERSION}; nothing was changed"
+    )]
+    Flags {
+        /// The file.
+        path: String,
+        /// Its flags.
         found: u16,
     },
     /// It is damaged, or something else.
@@ -81,6 +91,9 @@ impl DataDirectory {
         let lock = lock(&path)?;
         let meta_path = path.join(META_FILE);
         let topics = path.join(TOPICS);
+        versions::check(&path, &topics)?;
+        // Only now: a directory that is refused is left as it is.
+        name_holder(&path, &lock)?;
         let server_id = match files::read_small(&meta_path, 1024)? {
             Some(bytes) => decode_meta(&meta_path, &bytes)?,
             None if topics.exists() => {
@@ -274,11 +287,15 @@ fn lock(path: &Path) -> Result<File, DirectoryError> {
             holder: holder.trim().chars().take(20).collect(),
         });
     }
-    let holder = format!("{}\n", std::process::id());
-    files::truncate(&file, 0)
-        .and_then(|()| files::write_at(&file, holder.as_bytes(), 0))
-        .map_err(|error| FileError::new("write", &lock_path, error))?;
     Ok(file)
+}
+
+/// Says in the lock file whose it is.
+fn name_holder(path: &Path, lock: &File) -> Result<(), FileError> {
+    let holder = format!("{}\n", std::process::id());
+    files::truncate(lock, 0)
+        .and_then(|()| files::write_at(lock, holder.as_bytes(), 0))
+        .map_err(|error| FileError::new("write", &path.join(LOCK_FILE), error))
 }
 
 fn encode_meta(server_id: Uuid, now: Timestamp) -> Vec<u8> {

@@ -32,6 +32,7 @@ mod snapshot;
 mod staging;
 #[cfg(test)]
 mod tests;
+mod versions;
 mod walk;
 mod witness;
 

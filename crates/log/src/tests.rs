@@ -7,6 +7,7 @@ mod model;
 mod recovery;
 mod rules;
 mod sectors;
+mod versions;
 
 use std::{
     path::Path,
