@@ -24,12 +24,17 @@ const INTERESTING: [u64; 16] = [
 
 /// Randomness from a seed.
 #[derive(Debug)]
-pub struct Random(StdRng);
+pub struct Random(StdRng, u64);
 
 impl Random {
     /// The same for the same seed.
     pub fn new(seed: u64) -> Self {
-        Self(StdRng::seed_from_u64(seed))
+        Self(StdRng::seed_from_u64(seed), seed)
+    }
+
+    /// Where it came from.
+    pub fn seed(&self) -> u64 {
+        self.1
     }
 
     /// A number below `end`, which is not 0.

@@ -2,6 +2,7 @@
 
 pub mod batch;
 pub mod directory;
+pub mod flip;
 pub mod grpc;
 pub mod index;
 pub mod records;

@@ -1,7 +1,7 @@
 //! The golden directories as a corpus: in memory, written out mutated, one at a time.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
     sync::LazyLock,
@@ -16,6 +16,8 @@ pub struct Case {
     pub files: BTreeMap<String, Vec<u8>>,
     /// Offsets and values of all records that were ever written to it.
     pub expected: BTreeMap<u64, String>,
+    /// Offsets of those that are there to be read.
+    pub stays: BTreeSet<u64>,
 }
 
 /// All of them. Of those with the index of the last segment there is one more, with a checkpoint.
@@ -36,7 +38,8 @@ pub static CASES: LazyLock<Vec<Case>> = LazyLock::new(|| {
             let expected: BTreeMap<u64, String> = (0..end).map(|at| (at, written(at))).collect();
             assert!(stays.iter().all(|(at, value)| expected[at] == *value), "not what the generator writes");
             let name = case.strip_prefix(&root).expect("below the root").display().to_string();
-            let case = Case { name, files, expected };
+            let stays = stays.into_keys().collect();
+            let case = Case { name, files, expected, stays };
             cases.extend(with_checkpoint(&case));
             cases.push(case);
         }

@@ -27,6 +27,10 @@ pub fn run(random: &mut Random) -> bool {
     for _ in 0..1 + random.below(names.len()) {
         let content = files.get_mut(random.one_of(&names)).expect("an index of the case");
         random.mutate(content);
+        if let Some(version) = content.get_mut(8..12) {
+            // Another one is refused, and nothing is looked up.
+            version.copy_from_slice(&[0, 1, 0, 0]);
+        }
         repair::index(random, content);
     }
     let bad = temporary();

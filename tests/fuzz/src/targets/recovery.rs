@@ -1,7 +1,7 @@
 //! Opening a data directory whose files were mutated, of every kind, and going on in it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::Path,
     sync::{Arc, atomic::AtomicU32, atomic::Ordering},
     time::Duration,
@@ -73,7 +73,7 @@ pub fn run(random: &mut Random) -> bool {
     let mut expected = case.expected.clone();
     let mut opened = false;
     for round in 0..2 {
-        opened |= open(random, &path, &mut expected, forged, round);
+        opened |= open(random, &path, &mut expected, forged, round).is_some();
     }
     opened
 }
@@ -117,17 +117,18 @@ fn look(path: &Path) {
     }
 }
 
-fn open(
+/// Opens, reads, asks, appends, reads again. Answers the offsets that were served at first; `None`: it was not opened.
+pub(super) fn open(
     random: &mut Random,
     path: &Path,
     expected: &mut BTreeMap<u64, String>,
     forged: bool,
     round: u32,
-) -> bool {
-    let Ok(data) = DataDirectory::open(path, Uuid::from_u128(1), Timestamp(0)) else { return false };
-    let Ok((_, witnessed)) = Witness::open(&data.path().join(WITNESS_FILE)) else { return false };
+) -> Option<BTreeSet<u64>> {
+    let Ok(data) = DataDirectory::open(path, Uuid::from_u128(1), Timestamp(0)) else { return None };
+    let Ok((_, witnessed)) = Witness::open(&data.path().join(WITNESS_FILE)) else { return None };
     let Ok((_, mut checkpoints)) = Checkpoints::open(&data.path().join(CHECKPOINTS_FILE)) else {
-        return false;
+        return None;
     };
     let options = OpenOptions {
         clean: data.was_clean() && !random.once_in(3),
@@ -137,8 +138,8 @@ fn open(
     let place = data.partition_path(PARTITION);
     let checkpoint = checkpoints.remove(&PARTITION);
     let opened = Log::open_from(&place, PARTITION, config(0x7000_0000 + round), options, checkpoint);
-    let Ok((mut log, _)) = opened else { return false };
-    read(&log, expected, forged);
+    let Ok((mut log, _)) = opened else { return None };
+    let served = read(&log, expected, forged);
     ask(random, &log);
     // It goes on, and what is taken from here on is there with the next start.
     let value = format!("new {round}");
@@ -151,11 +152,11 @@ fn open(
     builder.push(&record).expect("a small record");
     let at = log.staged_end().get();
     if log.offer(&builder.build(), None, None, Timestamp(5)).is_err() {
-        return true;
+        return Some(served);
     }
     let Some(mut plan) = log.take_plan() else { panic!("something was staged") };
     if plan.execute().is_err() {
-        return true;
+        return Some(served);
     }
     let written = log.plan_succeeded(plan).execute();
     log.snapshots_written(&written);
@@ -164,25 +165,27 @@ fn open(
     drop(expected.split_off(&at));
     expected.insert(at, value);
     read(&log, expected, forged);
-    true
+    Some(served)
 }
 
-fn read(log: &Log, expected: &BTreeMap<u64, String>, forged: bool) {
+/// Reads everything, and answers the offsets that were served.
+fn read(log: &Log, expected: &BTreeMap<u64, String>, forged: bool) -> BTreeSet<u64> {
+    let mut seen = BTreeSet::new();
     let reader = log.reader();
     let ends = reader.ends();
     let mut from = ends.start;
     for _ in 0..READS_MAX {
         if from >= ends.durable {
-            return;
+            return seen;
         }
         let range = ReadRange { from, until: ends.durable, bytes: 1 << 16 };
         let before = from;
         match reader.read(range, Access::Blocking) {
             // Forged frames may leave out offsets that the seal counts.
-            Ok(batches) if batches.is_empty() && forged => return,
+            Ok(batches) if batches.is_empty() && forged => return seen,
             Ok(batches) => {
                 for stored in batches {
-                    served(&stored.batch, expected, forged);
+                    served(&stored.batch, expected, forged, &mut seen);
                     from = from.max(stored.batch.next_offset());
                 }
                 assert!(
@@ -195,13 +198,19 @@ fn read(log: &Log, expected: &BTreeMap<u64, String>, forged: bool) {
                 assert!(until > from, "damage at {from} that ends at {until}");
                 from = until;
             }
-            Err(_) => return,
+            Err(_) => return seen,
         }
     }
+    seen
 }
 
 /// What is served verifies, and is what was written.
-fn served(batch: &rimstone_record::Batch, expected: &BTreeMap<u64, String>, forged: bool) {
+fn served(
+    batch: &rimstone_record::Batch,
+    expected: &BTreeMap<u64, String>,
+    forged: bool,
+    seen: &mut BTreeSet<u64>,
+) {
     rimstone_record::Batch::verify(batch.bytes().clone(), &inspect::LIMITS).expect("what is served verifies");
     let Ok(records) = batch.records(&inspect::LIMITS) else {
         assert!(forged, "a batch that was written does not read");
@@ -212,6 +221,7 @@ fn served(batch: &rimstone_record::Batch, expected: &BTreeMap<u64, String>, forg
             assert!(forged, "a record that was written does not read");
             return;
         };
+        seen.insert(record.offset.get());
         if forged {
             continue;
         }
