@@ -87,6 +87,10 @@ power-cut rounds="3":
     RIMSTONE_BINARY=target/release/rimstone RIMSTONE_POWER_CUTS={{ rounds }} \
         cargo test --locked --package rimstone-tests --test all -- --nocapture power_cut
 
+# Images that power cuts could leave, from seeded schedules over a recorded store, so many in all; the seed to begin with goes on where another run stopped. RIMSTONE_SEED runs one seed alone.
+sectors images="10000" first="1":
+    cargo run --release --locked --package rimstone-store --features recording --example sectors -- {{ images }} {{ first }}
+
 # Python with generated stubs, `buf curl` and promtool against a real server.
 foreign:
     tests/foreign/run.sh

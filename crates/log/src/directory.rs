@@ -86,7 +86,7 @@ impl DataDirectory {
     /// # Errors
     /// [`DirectoryError`].
     pub fn open(path: &Path, new_id: Uuid, now: Timestamp) -> Result<Self, DirectoryError> {
-        files::make_directories(path).map_err(|error| FileError::new("create", path, error))?;
+        files::make_directories_durably(path)?;
         let path = path.canonicalize().map_err(|error| FileError::new("resolve", path, error))?;
         let lock = lock(&path)?;
         let meta_path = path.join(META_FILE);
@@ -172,10 +172,19 @@ impl DataDirectory {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && holds_nothing(&path)? => {}
             made => made.map_err(|error| FileError::new("create", &path, error))?,
         }
-        files::sync_directory(&path)?;
-        files::sync_directory(&topic)?;
-        files::sync_directory(&self.path.join(TOPICS))?;
+        self.sync_partition(id)?;
         Ok(path)
+    }
+
+    /// Makes the names in a partition's directory durable, and those that lead to it.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn sync_partition(&self, id: PartitionId) -> Result<(), FileError> {
+        let topics = self.path.join(TOPICS);
+        files::sync_directory(&self.partition_path(id))?;
+        files::sync_directory(&topics.join(id.topic.to_string()))?;
+        files::sync_directory(&topics)
     }
 
     /// All partitions whose directories are there and hold something; names that are not ours are left alone.

@@ -94,6 +94,24 @@ pub fn sync_directory(directory: &Path) -> Result<(), FileError> {
         .map_err(|error| FileError::new("sync directory", directory, error))
 }
 
+/// Makes a directory and those that lead to it, where they are not there, durable by name.
+///
+/// # Errors
+/// [`FileError`].
+pub fn make_directories_durably(path: &Path) -> Result<(), FileError> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let parent = match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => Path::new("/"),
+    };
+    make_directories_durably(parent)?;
+    make_directories(path).map_err(|error| FileError::new("create", path, error))?;
+    sync_directory(parent)
+}
+
 /// Writes a whole file under another name and renames it; durable if asked for (file, then directory).
 pub(crate) fn replace_file(path: &Path, content: &[u8], durable: bool) -> Result<(), FileError> {
     let mut name = path.file_name().unwrap_or_default().to_owned();

@@ -25,6 +25,8 @@ mod lookup;
 mod map;
 pub mod producers;
 mod reader;
+#[cfg(any(test, feature = "recording"))]
+pub mod recording;
 mod recovery;
 mod retention;
 mod segment;

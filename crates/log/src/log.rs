@@ -86,6 +86,8 @@ pub struct Log {
     producers: ProducerTable,
     /// The snapshot that deleted records rest on.
     durable_snapshot: Option<Offset>,
+    /// The newest that was there when the log was opened, until another one is durable.
+    found_snapshot: Option<Offset>,
     /// One that is written and synced, and counts once the log below it is durable too.
     pending_snapshot: Option<Offset>,
     /// The segment and the position of the last checkpoint, and its size.
@@ -100,6 +102,7 @@ pub(crate) struct Found {
     pub(crate) start: Offset,
     pub(crate) producers: ProducerTable,
     pub(crate) durable_snapshot: Option<Offset>,
+    pub(crate) found_snapshot: Option<Offset>,
 }
 
 impl Log {
@@ -133,7 +136,14 @@ impl Log {
         };
         let producers = ProducerTable::new(config.producers.clone());
         let segments = vec![Arc::clone(&head.segment)];
-        let found = Found { segments, head, start: Offset::ZERO, producers, durable_snapshot: None };
+        let found = Found {
+            segments,
+            head,
+            start: Offset::ZERO,
+            producers,
+            durable_snapshot: None,
+            found_snapshot: None,
+        };
         Ok(Self::assemble(directory, id, config, found))
     }
 
@@ -158,6 +168,7 @@ impl Log {
             plan_is_out: false,
             producers: found.producers,
             durable_snapshot: found.durable_snapshot,
+            found_snapshot: found.found_snapshot,
             pending_snapshot: None,
             checkpointed: (Offset::ZERO, 0, 0),
         }
@@ -418,7 +429,7 @@ impl Log {
         }
         after.snapshots = plan.staged.snapshots;
         after.checkpoint = plan.checkpoint;
-        after.kept = KeptSnapshots { durable: self.durable_snapshot, durable_end: self.durable.offset };
+        after.kept = self.kept_snapshots();
         self.written = plan.head;
         self.shared.written.store(self.written.next_offset().get(), Ordering::Release);
         after
@@ -446,6 +457,7 @@ impl Log {
         self.durable = position;
         if self.pending_snapshot.is_some_and(|offset| offset <= position.offset) {
             self.durable_snapshot = self.pending_snapshot.take();
+            self.found_snapshot = None;
         }
         self.shared.durable.store(position.offset.get(), Ordering::Release);
     }
@@ -458,10 +470,19 @@ impl Log {
         self.head.segment.write_index(self.head.frames.previous_check);
         let offset = self.head.next_offset();
         let path = files::offset_path(&self.directory, offset, files::PRODUCERS_SUFFIX);
-        files::replace_file(&path, &snapshot::encode(offset, &self.producers), false)?;
-        let kept = KeptSnapshots { durable: self.durable_snapshot, durable_end: self.durable.offset };
+        let kept = self.kept_snapshots();
+        files::replace_file(&path, &snapshot::encode(offset, &self.producers), kept.keeps(offset))?;
         snapshot::remove_old(&self.directory, kept);
         Ok(())
+    }
+
+    fn kept_snapshots(&self) -> KeptSnapshots {
+        KeptSnapshots {
+            durable: self.durable_snapshot,
+            pending: self.pending_snapshot,
+            found: self.found_snapshot,
+            durable_end: self.durable.offset,
+        }
     }
 
     /// Gives the active segment's descriptor back. Only when nothing is dirty.

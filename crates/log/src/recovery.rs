@@ -134,7 +134,7 @@ impl Log {
             report.from_caches = found.is_some();
         }
         let found = match found {
-            Some(head) => finish(directory, segments, head)?,
+            Some(head) => finish(directory, segments, head, true)?,
             None => {
                 let recovery = Recovery {
                     directory,
@@ -202,6 +202,7 @@ fn finish(
     directory: &Path,
     older: Vec<Segment>,
     (mut head, producers): (Head, ProducerTable),
+    clean: bool,
 ) -> Result<Found, FileError> {
     let mut segments: Vec<Arc<Segment>> = older.into_iter().map(Arc::new).collect();
     if head.last_append == Timestamp::MIN {
@@ -214,8 +215,11 @@ fn finish(
     segments.push(Arc::clone(&head.segment));
     let first = segments[0].base;
     let start = snapshot::read_log_start(directory)?.unwrap_or(first).min(head.next_offset());
-    let durable_snapshot = snapshot::oldest(directory)?;
-    Ok(Found { segments, head, start, producers, durable_snapshot })
+    // Those before a durable one are removed when it is written; after a crash they may be back, and what is there may
+    // be in the page cache only.
+    let (oldest, found_snapshot) = snapshot::ends(directory)?;
+    let durable_snapshot = oldest.filter(|_| clean);
+    Ok(Found { segments, head, start, producers, durable_snapshot, found_snapshot })
 }
 
 /// What is known of the last segment: its index from a place on, totals, and the check of its last frame.
@@ -255,7 +259,7 @@ impl Recovery<'_> {
         self.rewrite(attested, &end)?;
         let (producers, known) = self.rebuild(&end).map_err(open_error)?;
         let head = self.head(&end, known, set_aside)?;
-        Ok(finish(self.directory, self.segments, (head, producers))?)
+        Ok(finish(self.directory, self.segments, (head, producers), false)?)
     }
 
     fn start_of_log(&self) -> LogPosition {

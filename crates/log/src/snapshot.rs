@@ -94,15 +94,29 @@ pub(crate) struct KeptSnapshots {
     /// The one that was made durable before records were deleted: state of theirs is nowhere else. `None`:
     /// nothing was deleted.
     pub(crate) durable: Option<Offset>,
+    /// One that is synced and will be that one.
+    pub(crate) pending: Option<Offset>,
+    /// The newest that was there when the log was opened. Records that were deleted before may rest on any of those up
+    /// to it, until another one is durable: after a crash nothing tells on which.
+    pub(crate) found: Option<Offset>,
     /// Snapshots above it may be ahead of what a crash leaves, so they do not stand in for those below.
     pub(crate) durable_end: Offset,
+}
+
+impl KeptSnapshots {
+    /// Whether the one at this offset must stay, and stay as it is: a file that is not synced must not take its
+    /// name.
+    pub(crate) fn keeps(&self, offset: Offset) -> bool {
+        [self.durable, self.pending].contains(&Some(offset))
+            || self.found.is_some_and(|found| offset <= found)
+    }
 }
 
 /// Removes snapshots that nothing needs. Failing is no harm.
 pub(crate) fn remove_old(directory: &Path, kept: KeptSnapshots) {
     let Ok(all) = files::list_offsets(directory, files::PRODUCERS_SUFFIX) else { return };
     let below: Vec<_> = all.into_iter().filter(|offset| *offset <= kept.durable_end).collect();
-    for old in below.iter().rev().skip(RECENT_KEPT).filter(|offset| Some(**offset) != kept.durable) {
+    for old in below.iter().rev().skip(RECENT_KEPT).filter(|offset| !kept.keeps(**offset)) {
         drop(files::remove_file(&files::offset_path(directory, *old, files::PRODUCERS_SUFFIX)));
     }
 }
@@ -129,10 +143,10 @@ pub(crate) fn remove_ahead(directory: &Path, end: Offset) -> Result<(), FileErro
     if ahead.is_empty() { Ok(()) } else { files::sync_directory(directory) }
 }
 
-/// The snapshot that deleted records may rest on, in a directory that is opened: the oldest, for those before a
-/// durable one are removed when it is written.
-pub(crate) fn oldest(directory: &Path) -> Result<Option<Offset>, FileError> {
-    Ok(files::list_offsets(directory, files::PRODUCERS_SUFFIX)?.first().copied())
+/// The first and the last snapshot in a directory.
+pub(crate) fn ends(directory: &Path) -> Result<(Option<Offset>, Option<Offset>), FileError> {
+    let all = files::list_offsets(directory, files::PRODUCERS_SUFFIX)?;
+    Ok((all.first().copied(), all.last().copied()))
 }
 
 /// Makes a log start durable, before anything below it is deleted.

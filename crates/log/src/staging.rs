@@ -257,6 +257,11 @@ impl AfterWrite {
             return written;
         }
         for snapshot in &self.snapshots {
+            let taken = self.kept.keeps(snapshot.offset) || written.durable == Some(snapshot.offset);
+            if taken && !snapshot.durable {
+                // What is there says the same, and something rests on it.
+                continue;
+            }
             match files::replace_file(&snapshot.path, &snapshot.content, snapshot.durable) {
                 Err(error) if snapshot.durable => {
                     written.failure.get_or_insert(error);

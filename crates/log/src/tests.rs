@@ -1,6 +1,7 @@
 //! The log against a model: append, duplicate, roll, trim, reopen, crash, torn tail, rot.
 
 mod checkpoints;
+mod cuts;
 mod damage;
 mod golden;
 mod model;

@@ -7,13 +7,13 @@
 mod writers;
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     sync::{Arc, atomic::Ordering},
     thread,
     time::{Duration, Instant},
 };
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use rimstone_log::{Checkpoint, LogPosition, WriteFailure, WritePlan};
 use rimstone_types::PartitionId;
 
@@ -67,6 +67,10 @@ impl Queue {
 
     /// Waits until nobody waits for the flusher, but no longer than this: work that can wait lets a group through.
     pub(crate) fn wait_until_idle(&self, most: Duration) {
+        #[cfg(any(test, feature = "recording"))]
+        if crate::local::STEPPED.get() {
+            return;
+        }
         let deadline = Instant::now() + most;
         let mut waiting = self.inner.lock();
         while (waiting.busy || !waiting.partitions.is_empty()) && !waiting.stop {
@@ -91,16 +95,19 @@ struct Undurable {
     checkpoint: Option<Checkpoint>,
 }
 
-/// The flush thread's own state.
-struct Flusher {
+/// The flush thread's own state. In order of partitions, so that the same appends are synced in the same order.
+pub(crate) struct Flusher {
     shared: Arc<Shared>,
-    undurable: HashMap<PartitionId, Undurable>,
+    undurable: BTreeMap<PartitionId, Undurable>,
     /// When the oldest bytes of a `written` topic that wait for a sync were written.
     oldest_written: Option<Instant>,
     /// Ends that a completed sync covers, to be written to the witness with a group that follows; and since when.
-    ends: HashMap<PartitionId, LogPosition>,
+    ends: BTreeMap<PartitionId, LogPosition>,
     ends_since: Option<Instant>,
     writers: Writers,
+    /// The time, where somebody else than a thread of its own takes the steps.
+    #[cfg(any(test, feature = "recording"))]
+    stepped: Option<Instant>,
 }
 
 /// Starts the thread.
@@ -108,14 +115,7 @@ pub(crate) fn start(shared: Arc<Shared>) -> std::io::Result<thread::JoinHandle<(
     thread::Builder::new().name("flush".to_owned()).spawn(move || {
         // Whoever waits must not wait for ever for a thread that died of a bug.
         let last_words = LastWords(Arc::clone(&shared));
-        let mut flusher = Flusher {
-            shared,
-            undurable: HashMap::new(),
-            oldest_written: None,
-            ends: HashMap::new(),
-            ends_since: None,
-            writers: Writers::new(writers::most()),
-        };
+        let mut flusher = Flusher::new(shared);
         while flusher.round() {}
         drop(last_words);
     })
@@ -136,10 +136,65 @@ impl Drop for LastWords {
     }
 }
 
+impl std::fmt::Debug for Flusher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Flusher")
+    }
+}
+
 impl Flusher {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            undurable: BTreeMap::new(),
+            oldest_written: None,
+            ends: BTreeMap::new(),
+            ends_since: None,
+            writers: Writers::new(writers::most()),
+            #[cfg(any(test, feature = "recording"))]
+            stepped: None,
+        }
+    }
+
+    fn now(&self) -> Instant {
+        #[cfg(any(test, feature = "recording"))]
+        if let Some(now) = self.stepped {
+            return now;
+        }
+        Instant::now()
+    }
+
+    fn has_waited(&self, since: Option<Instant>, most: Duration) -> bool {
+        since.is_some_and(|since| self.now().saturating_duration_since(since) >= most)
+    }
+
+    /// A round at a time of the caller's, without waiting. `false`: there was nothing to write.
+    #[cfg(any(test, feature = "recording"))]
+    pub(crate) fn step(&mut self, now: Instant) -> bool {
+        self.stepped = Some(now);
+        let shared = Arc::clone(&self.shared);
+        let (partitions, stop) = self.take(shared.queue.inner.lock());
+        let found = !partitions.is_empty();
+        self.work(partitions, stop);
+        shared.queue.inner.lock().busy = false;
+        found
+    }
+
+    /// The round that a stop asks for, at the time of the last one.
+    #[cfg(any(test, feature = "recording"))]
+    pub(crate) fn last_step(&mut self) {
+        let now = self.now();
+        self.step(now);
+    }
+
     /// One round. `false`: the thread is to end.
     fn round(&mut self) -> bool {
-        let (mut partitions, stop) = self.wait();
+        let (partitions, stop) = self.wait();
+        self.work(partitions, stop);
+        !stop
+    }
+
+    fn work(&mut self, mut partitions: Vec<Arc<LocalPartition>>, stop: bool) {
         if stop {
             // One that was staged to while the store began to close may not have come to the queue yet.
             partitions = self.shared.all();
@@ -148,15 +203,13 @@ impl Flusher {
         for partition in partitions {
             sync_now |= self.write(partition);
         }
-        let written_is_due =
-            self.oldest_written.is_some_and(|since| since.elapsed() >= WRITTEN_SYNC_INTERVAL);
+        let written_is_due = self.has_waited(self.oldest_written, WRITTEN_SYNC_INTERVAL);
         if sync_now || written_is_due || (stop && !self.undurable.is_empty()) {
             self.sync();
-        } else if stop || self.ends_since.is_some_and(|since| since.elapsed() >= WITNESS_IDLE) {
+        } else if stop || self.has_waited(self.ends_since, WITNESS_IDLE) {
             self.sync_witness();
         }
         self.writers.give_back(Instant::now());
-        !stop
     }
 
     fn wait(&mut self) -> (Vec<Arc<LocalPartition>>, bool) {
@@ -168,7 +221,8 @@ impl Flusher {
         .into_iter()
         .flatten()
         .min();
-        let queue = &self.shared.queue;
+        let shared = Arc::clone(&self.shared);
+        let queue = &shared.queue;
         let mut waiting = queue.inner.lock();
         if waiting.partitions.is_empty() {
             waiting.busy = false;
@@ -184,9 +238,14 @@ impl Flusher {
                 }
             }
         }
+        self.take(waiting)
+    }
+
+    fn take(&mut self, mut waiting: MutexGuard<'_, Waiting>) -> (Vec<Arc<LocalPartition>>, bool) {
+        let now = self.now();
         for (id, end) in waiting.ends.drain(..) {
             self.ends.insert(id, end);
-            self.ends_since.get_or_insert_with(Instant::now);
+            self.ends_since.get_or_insert(now);
         }
         waiting.busy = !waiting.partitions.is_empty();
         (std::mem::take(&mut waiting.partitions), waiting.stop)
@@ -224,7 +283,8 @@ impl Flusher {
         undurable.dirty.files.append(&mut dirty.files);
         undurable.dirty.directories.append(&mut dirty.directories);
         if !taken.wants_sync {
-            self.oldest_written.get_or_insert_with(Instant::now);
+            let now = self.now();
+            self.oldest_written.get_or_insert(now);
         }
         taken.wants_sync
     }
@@ -253,7 +313,7 @@ impl Flusher {
         self.oldest_written = None;
         let points: Vec<LogPosition> =
             group.iter().map(|member| member.partition.written_position()).collect();
-        if self.ends_since.is_some_and(|since| since.elapsed() >= WITNESS_WAIT) {
+        if self.has_waited(self.ends_since, WITNESS_WAIT) {
             self.record_ends();
         }
         let mut dirty = Dirty::default();
@@ -280,7 +340,8 @@ impl Flusher {
                         checkpoints.extend(member.checkpoint.map(|checkpoint| (id, checkpoint)));
                     }
                 }
-                self.ends_since.get_or_insert_with(Instant::now);
+                let now = self.now();
+                self.ends_since.get_or_insert(now);
                 if !checkpoints.is_empty() {
                     self.shared.checkpoints.lock().add(&checkpoints, |id| self.shared.is_open(id));
                 }
@@ -298,7 +359,7 @@ impl Flusher {
     fn record_ends(&mut self) {
         self.ends_since = None;
         let mut witness = self.shared.witness.lock();
-        for (id, end) in self.ends.drain() {
+        for (id, end) in std::mem::take(&mut self.ends) {
             if !self.shared.is_open(id) {
                 continue;
             }

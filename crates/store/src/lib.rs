@@ -13,6 +13,8 @@ mod flush;
 mod local;
 mod memory;
 mod partition;
+#[cfg(any(test, feature = "recording"))]
+pub mod sectors;
 mod storage;
 mod sync;
 mod ticket;

@@ -129,9 +129,11 @@ impl Shared {
         self.partitions.read().contains_key(&id)
     }
 
-    /// All partitions that are open.
+    /// All partitions that are open, in order.
     pub(crate) fn all(&self) -> Vec<Arc<LocalPartition>> {
-        self.partitions.read().values().cloned().collect()
+        let mut all: Vec<_> = self.partitions.read().values().cloned().collect();
+        all.sort_unstable_by_key(|partition| partition.id);
+        all
     }
 
     /// The fences, held as they are: whoever stages a batch holds them until it is staged, so that a fence that
@@ -201,6 +203,9 @@ fn random_salt() -> u32 {
 pub struct LocalStorage {
     shared: Arc<Shared>,
     flusher: Mutex<Option<JoinHandle<()>>>,
+    /// In place of the thread, where somebody else takes the steps.
+    #[cfg(any(test, feature = "recording"))]
+    stepped: Mutex<Option<flush::Flusher>>,
 }
 
 impl LocalStorage {
@@ -209,10 +214,40 @@ impl LocalStorage {
     /// # Errors
     /// [`LocalOpenError`]; a directory that cannot be used is left as it is.
     pub fn open(options: LocalOptions) -> Result<Arc<Self>, LocalOpenError> {
+        let shared = Self::open_shared(options)?;
+        let flusher = flush::start(Arc::clone(&shared))
+            .map_err(|source| LocalOpenError::System { what: "start the flush thread", source })?;
+        Ok(Arc::new(Self {
+            shared,
+            flusher: Mutex::new(Some(flusher)),
+            #[cfg(any(test, feature = "recording"))]
+            stepped: Mutex::new(None),
+        }))
+    }
+
+    /// As [`LocalStorage::open`], without a flush thread: nothing is written but by [`LocalStorage::step`].
+    ///
+    /// # Errors
+    /// [`LocalOpenError`].
+    #[cfg(any(test, feature = "recording"))]
+    pub fn open_stepped(options: LocalOptions) -> Result<Arc<Self>, LocalOpenError> {
+        let shared = Self::open_shared(options)?;
+        let flusher = flush::Flusher::new(Arc::clone(&shared));
+        Ok(Arc::new(Self { shared, flusher: Mutex::new(None), stepped: Mutex::new(Some(flusher)) }))
+    }
+
+    /// One round of the flusher. `false`: there was nothing to write, or a round is running.
+    #[cfg(any(test, feature = "recording"))]
+    pub fn step(&self, now: Instant) -> bool {
+        self.stepped
+            .try_lock()
+            .is_some_and(|mut flusher| flusher.as_mut().is_some_and(|flusher| flusher.step(now)))
+    }
+
+    fn open_shared(options: LocalOptions) -> Result<Arc<Shared>, LocalOpenError> {
         let (opened, read_before) = (Instant::now(), files::bytes_read());
         let system = |what| move |source| LocalOpenError::System { what, source };
-        files::make_directories(&options.directory)
-            .map_err(|source| LocalOpenError::System { what: "make the data directory", source })?;
+        files::make_directories_durably(&options.directory)?;
         // The descriptor that sees write-back errors is opened before the first write.
         let syncer =
             Syncer::detect(&options.directory, options.sync).map_err(system("look at the device"))?;
@@ -243,8 +278,7 @@ impl LocalStorage {
             #[cfg(test)]
             gate: Mutex::default(),
         });
-        let flusher = flush::start(Arc::clone(&shared)).map_err(system("start the flush thread"))?;
-        Ok(Arc::new(Self { shared, flusher: Mutex::new(Some(flusher)) }))
+        Ok(shared)
     }
 
     /// The data directory, resolved.
@@ -286,6 +320,10 @@ fn open_partition(
         }
         OpenMode::MustExist => {
             let path = shared.directory.partition_path(id);
+            if !shared.directory.was_clean() && !shared.witnessed.contains_key(&id) && path.is_dir() {
+                // Nothing says that its names were ever synced: a kill may have come while it was made.
+                shared.directory.sync_partition(id).map_err(store_error)?;
+            }
             let options = OpenOptions {
                 clean: shared.directory.was_clean(),
                 witness: shared.witnessed.get(&id).copied(),
@@ -345,7 +383,22 @@ pub(crate) fn store_error(error: FileError) -> StoreError {
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {
-    tokio::task::spawn_blocking(work).await.unwrap_or(Err(StoreError::ShuttingDown))
+    off_thread(work).await.unwrap_or(Err(StoreError::ShuttingDown))
+}
+
+/// Runs work on the pool of threads that may block; `None` if the runtime is shutting down.
+pub(crate) async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    #[cfg(any(test, feature = "recording"))]
+    if STEPPED.get() {
+        return Some(work());
+    }
+    tokio::task::spawn_blocking(work).await.ok()
+}
+
+#[cfg(any(test, feature = "recording"))]
+thread_local! {
+    /// On this thread everything happens one after the other, so that a run is the same each time.
+    pub(crate) static STEPPED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
 impl Storage for LocalStorage {
@@ -366,7 +419,7 @@ impl Storage for LocalStorage {
                     OpenMode::MustExist => Ok(Arc::new(Arc::clone(open)) as Arc<dyn PartitionStore>),
                 };
             }
-            let opened = tokio::task::spawn_blocking(move || {
+            let opened = off_thread(move || {
                 let partition = open_partition(&shared, id, &config, mode)?;
                 shared.partitions.write().insert(id, Arc::clone(&partition));
                 Ok::<_, OpenError>(partition)
@@ -433,9 +486,15 @@ impl Storage for LocalStorage {
     fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         let shared = Arc::clone(&self.shared);
         let flusher = self.flusher.lock().take();
+        #[cfg(any(test, feature = "recording"))]
+        let stepped = self.stepped.lock().take();
         Box::pin(blocking(move || {
             shared.closing.store(true, Ordering::Release);
             shared.queue.stop();
+            #[cfg(any(test, feature = "recording"))]
+            if let Some(mut flusher) = stepped {
+                flusher.last_step();
+            }
             if let Some(flusher) = flusher
                 && flusher.join().is_err()
             {
@@ -456,7 +515,9 @@ impl Drop for LocalStorage {
         if let Some(flusher) = self.flusher.lock().take() {
             drop(flusher.join());
         }
-        for partition in self.shared.all() {
+        // Partitions and what they share hold each other.
+        let partitions = std::mem::take(&mut *self.shared.partitions.write());
+        for partition in partitions.values() {
             partition.stop_compaction();
             partition.stop_scrub();
         }

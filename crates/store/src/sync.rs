@@ -30,6 +30,9 @@ pub enum SyncPreference {
     Auto,
     /// `fdatasync` for each file, everywhere.
     Fdatasync,
+    /// `syncfs`, proven or not: for a recorder, which knows what it would cover.
+    #[cfg(any(test, feature = "recording"))]
+    Syncfs,
 }
 
 /// What a group has dirtied.
@@ -57,6 +60,8 @@ impl Syncer {
         let device = descriptor.metadata()?.dev();
         let verdict = match preference {
             SyncPreference::Fdatasync => Err("the settings ask for it".to_owned()),
+            #[cfg(any(test, feature = "recording"))]
+            SyncPreference::Syncfs => Ok("a recorder asks for it".to_owned()),
             SyncPreference::Auto => syncfs_is_proven(&descriptor, device),
         };
         let (all_at_once, method) = match verdict {

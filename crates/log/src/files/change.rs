@@ -12,22 +12,40 @@ use std::{
 
 use bytes::{Buf, Bytes};
 
+/// Does it, and in tests tells the recorder of the directory what is done.
+macro_rules! observed {
+    ($call:expr, $done:expr) => {{
+        #[cfg(any(test, feature = "recording"))]
+        {
+            use crate::recording::Call::*;
+            crate::recording::observe($call, || $done)
+        }
+        #[cfg(not(any(test, feature = "recording")))]
+        {
+            $done
+        }
+    }};
+}
+
 /// The most pieces of one vectored write; the kernel's IOV_MAX.
 const PIECES_MAX: usize = 1024;
 
 /// Makes a file that must not be there, for reading and writing.
 pub(crate) fn create_new(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).create_new(true).open(path)
+    observed!(Create { path }, OpenOptions::new().read(true).write(true).create_new(true).open(path))
 }
 
 /// Makes a file for writing; one that is there is emptied.
 pub(crate) fn create(path: &Path) -> io::Result<File> {
-    File::create(path)
+    observed!(Create { path }, File::create(path))
 }
 
 /// Opens a file for reading and writing as it is; one that is not there is made.
 pub(crate) fn open_or_create(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
+    observed!(
+        Open { path },
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
+    )
 }
 
 /// Opens a file that is there for reading and writing.
@@ -37,11 +55,18 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
 
 /// Writes all of it at a position.
 pub(crate) fn write_at(file: &File, bytes: &[u8], position: u64) -> io::Result<()> {
-    file.write_all_at(bytes, position)
+    observed!(Write { file, chunks: &[bytes], position }, file.write_all_at(bytes, position))
 }
 
 /// Writes all chunks one after the other at a position, gathered into as few calls as the kernel allows.
-pub(crate) fn write_chunks_at(file: &File, mut position: u64, chunks: &[Bytes]) -> io::Result<()> {
+pub(crate) fn write_chunks_at(file: &File, position: u64, chunks: &[Bytes]) -> io::Result<()> {
+    observed!(
+        Write { file, chunks: &chunks.iter().map(|chunk| &chunk[..]).collect::<Vec<_>>(), position },
+        write_gathered(file, position, chunks)
+    )
+}
+
+fn write_gathered(file: &File, mut position: u64, chunks: &[Bytes]) -> io::Result<()> {
     let mut rest: Vec<Bytes> = chunks.iter().filter(|chunk| !chunk.is_empty()).cloned().collect();
     let mut first = 0;
     while first < rest.len() {
@@ -69,27 +94,27 @@ pub(crate) fn write_chunks_at(file: &File, mut position: u64, chunks: &[Bytes]) 
 
 /// Cuts a file, or makes it longer by zeros.
 pub(crate) fn truncate(file: &File, length: u64) -> io::Result<()> {
-    file.set_len(length)
+    observed!(Truncate { file, length }, file.set_len(length))
 }
 
 /// Gives a file or a directory another name, in place of what has it.
 pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
-    fs::rename(from, to)
+    observed!(Rename { from, to }, fs::rename(from, to))
 }
 
 /// Gives a file a second name.
 pub(crate) fn link(from: &Path, to: &Path) -> io::Result<()> {
-    fs::hard_link(from, to)
+    observed!(Link { from, to }, fs::hard_link(from, to))
 }
 
 /// Takes a file's name away.
 pub(crate) fn unlink(path: &Path) -> io::Result<()> {
-    fs::remove_file(path)
+    observed!(Unlink { path }, fs::remove_file(path))
 }
 
 /// Makes a directory that must not be there.
 pub(crate) fn make_directory(path: &Path) -> io::Result<()> {
-    fs::create_dir(path)
+    observed!(MakeDirectory { path }, fs::create_dir(path))
 }
 
 /// Makes a directory and those that lead to it, where they are not there.
@@ -112,7 +137,7 @@ pub fn make_directories(path: &Path) -> io::Result<()> {
 
 /// Removes a directory that is empty.
 pub(crate) fn remove_directory(path: &Path) -> io::Result<()> {
-    fs::remove_dir(path)
+    observed!(RemoveDirectory { path }, fs::remove_dir(path))
 }
 
 /// Removes a directory and all that is in it. Links are removed, not followed.
@@ -129,7 +154,7 @@ pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
 /// # Errors
 /// Those of the system. A failure is final: no later sync proves anything.
 pub fn sync_all(file: &File) -> io::Result<()> {
-    file.sync_all()
+    observed!(Sync { on: file }, file.sync_all())
 }
 
 /// Makes a file's bytes and its length durable.
@@ -137,7 +162,7 @@ pub fn sync_all(file: &File) -> io::Result<()> {
 /// # Errors
 /// Those of the system. A failure is final: no later sync proves anything.
 pub fn sync_data(file: &File) -> io::Result<()> {
-    file.sync_data()
+    observed!(Sync { on: file }, file.sync_data())
 }
 
 /// Makes the names in an open directory durable.
@@ -145,7 +170,7 @@ pub fn sync_data(file: &File) -> io::Result<()> {
 /// # Errors
 /// Those of the system. A failure is final: no later sync proves anything.
 pub fn sync_names(directory: &File) -> io::Result<()> {
-    directory.sync_all()
+    observed!(Sync { on: directory }, directory.sync_all())
 }
 
 /// Makes everything durable that was written to a file system before the call; `on` is anything on it.
@@ -153,7 +178,7 @@ pub fn sync_names(directory: &File) -> io::Result<()> {
 /// # Errors
 /// Those of the system. A failure is final: no later sync proves anything.
 pub fn sync_file_system(on: &File) -> io::Result<()> {
-    Ok(rustix::fs::syncfs(on.as_fd())?)
+    observed!(SyncFileSystem { on }, Ok(rustix::fs::syncfs(on.as_fd())?))
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use rimstone_types::{ByteCount, LogEnds, Offset, ProducerId, Timestamp, TopicId}
 
 use super::{LocalPartition, Parked};
 use crate::{
-    local::{Counters, blocking, store_error},
+    local::{Counters, blocking, off_thread, store_error},
     partition::{
         AcceptLossError, AcceptedLoss, AckLevel, Append, Appended, Backpressure, Batches, Compacted,
         DamagedRange, Dirtiness, Maintained, OffsetAt, OffsetRange, PartitionStore, ProducerView, ReadBatch,
@@ -74,9 +74,9 @@ impl LocalPartition {
         let result = match read(&self.reader, Access::Resident) {
             Err(LogReadError::NotResident) => {
                 let reader = self.reader.clone();
-                tokio::task::spawn_blocking(move || read(&reader, Access::Blocking))
+                off_thread(move || read(&reader, Access::Blocking))
                     .await
-                    .map_err(|_| ReadError::Store(StoreError::ShuttingDown))?
+                    .ok_or(ReadError::Store(StoreError::ShuttingDown))?
             }
             result => result,
         };

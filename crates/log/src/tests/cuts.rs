@@ -1,0 +1,80 @@
+//! What a power cut leaves, found by the schedules of the store (`sectors`), each by itself.
+
+use super::*;
+use crate::{
+    producers::Limits,
+    recording::{Recorder, image::Images},
+    snapshot,
+};
+
+/// The state of producers as every image of a directory has it.
+fn snapshots(recorder: &Recorder) -> Vec<Option<Offset>> {
+    let journal = recorder.journal();
+    let mut images = Images::new(&journal);
+    images.advance(journal.events.len());
+    (0..100)
+        .map(|seed| {
+            let to = tempfile::tempdir().unwrap();
+            images.power_cut(seed).write(&journal, to.path()).unwrap();
+            let newest = snapshot::newest(to.path(), Offset::MAX, &Limits::default()).unwrap();
+            newest.map(|(offset, _)| offset)
+        })
+        .collect()
+}
+
+/// The snapshot that a trim has synced was overwritten by one that is not synced, at the same offset: by a roll, or at
+/// a stop.
+#[test]
+fn a_synced_snapshot_is_not_replaced_by_one_that_is_not() {
+    for stop in [false, true] {
+        let directory = tempfile::tempdir().unwrap();
+        let recorder = Recorder::install(directory.path()).unwrap();
+        let mut log = Log::create(directory.path(), ID, config(500), Timestamp(0)).unwrap();
+        let (batch, claim) = dense(&values(1, 300, 1), 0, 7, 0);
+        log.offer(&batch, Some(&claim), None, Timestamp(0)).unwrap();
+        log.stage_snapshot(true);
+        sync(&mut log);
+        assert!(snapshots(&recorder).iter().all(Option::is_some));
+        if stop {
+            log.write_caches().unwrap();
+        } else {
+            // Does not fit any more: the segment is sealed where the snapshot was made.
+            append(&mut log, &values(1, 300, 2), 0);
+            sync(&mut log);
+            assert_eq!(log.size().0, 2);
+        }
+        assert!(snapshots(&recorder).iter().all(Option::is_some), "stop: {stop}");
+    }
+}
+
+/// After a crash the snapshots before a durable one may be back: the durable one was taken for a cache then.
+#[test]
+fn snapshots_that_were_there_at_a_start_stay_until_another_is_durable() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut log = Log::create(directory.path(), ID, config(500), Timestamp(0)).unwrap();
+    for n in 0..4 {
+        let (batch, claim) = dense(&values(1, 300, 1), 0, 7, n);
+        log.offer(&batch, Some(&claim), None, Timestamp(0)).unwrap();
+        sync(&mut log);
+    }
+    let witness = log.durable_position();
+    drop(log);
+    let (mut log, _) = open(directory.path(), 500, Some(witness), false);
+    let there = |directory: &Path| crate::files::list_offsets(directory, "producers").unwrap();
+    let found = there(directory.path());
+    assert!(found.len() >= 2, "{found:?}");
+    for n in 4..9 {
+        let (batch, claim) = dense(&values(1, 300, 1), 0, 7, n);
+        log.offer(&batch, Some(&claim), None, Timestamp(0)).unwrap();
+        sync(&mut log);
+    }
+    let later = there(directory.path());
+    assert!(found.iter().all(|offset| later.contains(offset)), "{found:?}, then {later:?}");
+    log.stage_snapshot(true);
+    sync(&mut log);
+    append(&mut log, &values(1, 300, 1), 0);
+    sync(&mut log);
+    append(&mut log, &values(1, 300, 1), 0);
+    sync(&mut log);
+    assert!(there(directory.path()).len() <= 3);
+}

@@ -1,0 +1,123 @@
+//! What the schedules have found, each by itself.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rimstone_log::recording::{Journal, Observer, Recorder};
+use rimstone_types::PartitionId;
+
+use super::{
+    client::{Time, options, partition_id},
+    *,
+};
+use crate::{Append, LocalStorage, OpenMode, PartitionConfig, Storage};
+
+fn time() -> Time {
+    Arc::new(AtomicI64::new(BEGIN))
+}
+
+fn append(value: &str) -> Append {
+    use rimstone_record::{BatchBuilder, Compression, NewRecord};
+    let mut builder = BatchBuilder::new(Compression::None);
+    let value = Some(bytes::Bytes::from(value.to_owned()));
+    builder.push(&NewRecord { value, ..NewRecord::default() }).unwrap();
+    let now = rimstone_types::Timestamp(BEGIN);
+    Append { batch: builder.build(), expected_end: None, content_hash: None, now }
+}
+
+/// Images of the end of a journal, each in a data directory of its own.
+fn each_image(journal: &Journal, scratch: &Scratch, mut look: impl FnMut(&Path)) {
+    let mut images = Images::new(journal);
+    images.advance(journal.events.len());
+    let mut fired = 0;
+    for seed in 0..60 {
+        let image = images.power_cut(seed);
+        fired += usize::from(image.lost.any());
+        let to = scratch.root("image").unwrap();
+        image.write(journal, &to).unwrap();
+        look(&to.join("data"));
+        fs::remove_dir_all(&to).unwrap();
+    }
+    println!("{fired} of 60 images had lost something");
+}
+
+async fn has_a_record(directory: &Path, id: PartitionId) {
+    let storage = LocalStorage::open(options(directory, SyncPreference::Fdatasync, &time())).unwrap();
+    let partition = storage.open(id, PartitionConfig::default(), OpenMode::MustExist).await.unwrap();
+    assert_eq!(partition.ends().durable.get(), 1);
+}
+
+fn wait<F: Future>(future: F) -> F::Output {
+    tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(future)
+}
+
+/// The name of the data directory itself was not synced: a power cut took all of it.
+#[test]
+fn a_new_data_directory_is_durable_by_name() {
+    let scratch = Scratch::new().unwrap();
+    let root = scratch.root("0").unwrap();
+    let recorder = Recorder::install(&root).unwrap();
+    let id = partition_id(1, 0);
+    wait(async {
+        let directory = root.join("data");
+        let storage = LocalStorage::open(options(&directory, SyncPreference::Fdatasync, &time())).unwrap();
+        let partition = storage.open(id, PartitionConfig::default(), OpenMode::CreateNew).await.unwrap();
+        partition.submit(append("x")).unwrap().await.unwrap();
+    });
+    let journal = recorder.journal();
+    each_image(&journal, &scratch, |directory| wait(has_a_record(directory, id)));
+}
+
+/// Freezes its recorder at a place of the journal.
+struct KillAt(std::sync::Weak<Recorder>, AtomicUsize);
+
+impl Observer for KillAt {
+    fn change(&self) {
+        if let Some(recorder) = self.0.upgrade()
+            && recorder.position() >= self.1.load(Ordering::Acquire)
+        {
+            recorder.freeze(true);
+        }
+    }
+
+    fn sync(&self) {
+        self.change();
+    }
+}
+
+/// A kill came while a partition was made, between its files and the syncs of their names. The next start took it as it
+/// was, and what was acknowledged in it was lost with its name in a power cut.
+#[test]
+fn a_partition_that_a_kill_left_half_made_is_durable_once_it_is_opened() {
+    let id = partition_id(1, 0);
+    let mut taken = 0;
+    for kill in 1..40 {
+        let scratch = Scratch::new().unwrap();
+        let root = scratch.root("0").unwrap();
+        let directory = root.join("data");
+        let recorder = Recorder::install(&root).unwrap();
+        wait(async {
+            let open =
+                || LocalStorage::open(options(&directory, SyncPreference::Fdatasync, &time())).unwrap();
+            let storage = open();
+            let at = recorder.position() + kill;
+            recorder.observe(Some(Arc::new(KillAt(Arc::downgrade(&recorder), AtomicUsize::new(at)))));
+            drop(storage.open(id, PartitionConfig::default(), OpenMode::CreateNew).await);
+            drop(storage);
+            recorder.observe(None);
+            recorder.freeze(false);
+            let storage = open();
+            if storage.list().await.unwrap() != [id] {
+                return;
+            }
+            taken += 1;
+            let partition = storage.open(id, PartitionConfig::default(), OpenMode::MustExist).await.unwrap();
+            partition.submit(append("x")).unwrap().await.unwrap();
+            drop((partition, storage));
+            each_image(&recorder.journal(), &scratch, |directory| {
+                let directory = directory.to_owned();
+                std::thread::spawn(move || wait(has_a_record(&directory, id))).join().unwrap();
+            });
+        });
+    }
+    assert!(taken > 3, "{taken}");
+}
