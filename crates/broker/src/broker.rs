@@ -26,6 +26,7 @@ use crate::{
     lag::LagTable,
     limits::Limits,
     metrics::Metrics,
+    pace::Pace,
     producer_ids::Producers,
     reserve::Budget,
     sessions::Sessions,
@@ -67,6 +68,8 @@ pub(crate) struct Inner {
     pub(crate) budget: Budget,
     pub(crate) waiting_fetches: Semaphore,
     pub(crate) readers: Arc<Semaphore>,
+    /// How readers of history give way to producers.
+    pub(crate) pace: Arc<Pace>,
     pub(crate) metrics: Metrics,
     /// Whose turn it is to take records without a key and without a producer.
     pub(crate) sticky: AtomicU32,

@@ -22,6 +22,7 @@ mod limits;
 mod member;
 mod metrics;
 mod offsets;
+mod pace;
 mod produce;
 mod producer_ids;
 mod read;

@@ -45,6 +45,9 @@ pub struct Limits {
     pub fetch_wait: Duration,
     /// Readers at one time: each holds a task, its subscriptions and up to one message.
     pub readers: usize,
+    /// Bytes a second at which all readers together read what was appended more than 2 s ago, while somebody writes: they
+    /// would take the processors from producers. Never less than twice the rate of what is written; 0: no bound.
+    pub history_rate: ByteCount,
     /// Offsets in one commit, or partitions in one question for them: as many as a server has partitions.
     pub offsets_per_request: usize,
     /// Groups in one answer to a listing.
@@ -78,6 +81,7 @@ impl Default for Limits {
             waiting_fetches: 10_000,
             fetch_wait: Duration::from_secs(60),
             readers: 1_000,
+            history_rate: ByteCount::mib(640),
             offsets_per_request: 10_000,
             listed_groups: 10_000,
             group_sessions: 4_000,

@@ -263,6 +263,34 @@ const COPY_PIECE: usize = 256 << 10;
 /// What a disk gives up at a time at the least, however small its sectors are: a page of the page cache.
 const UNREADABLE_PIECE: u64 = 4096;
 
+/// How much is read at a time while others write: a disk serves it in some hundred microseconds, and a sync that comes
+/// meanwhile waits no longer.
+const STEP: usize = 256 << 10;
+
+/// A way to read as [`read_around`] does.
+pub(crate) type ReadFile = fn(&File, &Path, &mut [u8], u64) -> Result<usize, FileError>;
+
+/// As [`read_around`], one small piece after the other and nothing ahead, through a descriptor that is used for nothing
+/// else. What the kernel reads ahead fills the disk's queue, and syncs wait behind it.
+pub(crate) fn read_in_steps(
+    file: &File,
+    path: &Path,
+    buffer: &mut [u8],
+    position: u64,
+) -> Result<usize, FileError> {
+    // Not every file system knows this advice; then it reads ahead.
+    let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::Random);
+    let mut done = 0;
+    for piece in buffer.chunks_mut(STEP) {
+        let read = read_around(file, path, piece, position + done as u64)?;
+        done += read;
+        if read < piece.len() {
+            break;
+        }
+    }
+    Ok(done)
+}
+
 /// As [`read_at`]; pieces that the disk cannot read are zeros, and the checks over what was read name their range.
 pub(crate) fn read_around(
     file: &File,
@@ -324,6 +352,25 @@ pub(crate) mod bad_sectors {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_read_in_steps_is_what_is_read_at_once() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("file");
+        let content: Vec<u8> = (0..3 * STEP + 1000).map(|at| (at / 100) as u8).collect();
+        std::fs::write(&path, &content).unwrap();
+        let file = open_read(&path).unwrap();
+        for (at, length) in
+            [(0, content.len()), (7, STEP), (STEP - 1, STEP + 2), (0, 1), (500, 0), (5, 9 * STEP)]
+        {
+            let mut read = [vec![1; length], vec![1; length]];
+            let [whole, steps] = &mut read;
+            let expected = read_around(&file, &path, whole, at as u64).unwrap();
+            assert_eq!(read_in_steps(&file, &path, steps, at as u64).unwrap(), expected);
+            assert_eq!(expected, length.min(content.len() - at));
+            assert!(whole == steps, "{length} bytes at {at}");
+        }
+    }
 
     #[test]
     fn names_have_twenty_digits_and_nothing_else() {

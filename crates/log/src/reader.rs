@@ -333,7 +333,7 @@ impl Place {
         };
         match Batch::verify(payload, &STORED) {
             Ok(batch) => Ok(batch),
-            Err(error) if access == Access::Blocking => {
+            Err(error) if access != Access::Resident => {
                 // Once more from the file itself: a page under the map may have been replaced by zeros.
                 let at = at + crate::frame::FRAME_HEADER_LENGTH as u64;
                 let again =

@@ -37,6 +37,8 @@ pub enum Access {
     Resident,
     /// May block on the disk: not on a thread that must not wait.
     Blocking,
+    /// The same in small steps, since writers wait for the disk as well (ADR 0021).
+    InSteps,
 }
 
 /// A segment.
@@ -292,7 +294,7 @@ impl Segment {
     pub(crate) fn read_seal(&self) -> Result<Option<Totals>, LogReadError> {
         let end = self.end();
         let Some(at) = end.checked_sub(SEAL_FRAME_LENGTH as u64) else { return Ok(None) };
-        let bytes = self.pread(at, SEAL_FRAME_LENGTH)?;
+        let bytes = self.pread(at, SEAL_FRAME_LENGTH, files::read_around)?;
         Ok(match Frame::decode(&bytes, self.header.salt, at) {
             Ok(Frame { content: Content::Seal(totals), .. }) => Some(totals),
             _ => None,
@@ -455,9 +457,8 @@ impl Segment {
     }
 
     /// With zeros where the disk cannot read.
-    fn pread(&self, at: u64, length: usize) -> Result<Bytes, LogReadError> {
-        let read = |file: &File, buffer: &mut [u8]| files::read_around(file, &self.path, buffer, at);
-        Ok(self.with_file(|file| buffers::fill(length, |buffer| read(file, buffer)))?)
+    fn pread(&self, at: u64, length: usize, read: files::ReadFile) -> Result<Bytes, LogReadError> {
+        Ok(self.with_file(|file| buffers::fill(length, |buffer| read(file, &self.path, buffer, at)))?)
     }
 
     /// A source of bytes below `end`, which was loaded with [`Segment::end`].
@@ -499,7 +500,8 @@ impl Source for Published<'_> {
         match self.access {
             Access::Resident => Err(LogReadError::NotResident),
             // Fewer where somebody has cut the file short: what is gone is damage, and the checks name it.
-            Access::Blocking => self.segment.pread(at, length),
+            Access::Blocking => self.segment.pread(at, length, files::read_around),
+            Access::InSteps => self.segment.pread(at, length, files::read_in_steps),
         }
     }
 }
@@ -510,7 +512,7 @@ pub(crate) struct Cold<'a>(pub(crate) &'a Segment);
 
 impl Source for Cold<'_> {
     fn load(&self, at: u64, length: usize) -> Result<Bytes, LogReadError> {
-        self.0.pread(at, length)
+        self.0.pread(at, length, files::read_in_steps)
     }
 }
 

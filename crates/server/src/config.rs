@@ -308,6 +308,7 @@ fn broker(values: &Values<'_>) -> BrokerConfig {
             waiting_fetches: values.count("limits.waiting_fetches"),
             fetch_wait: values.duration("limits.fetch_wait"),
             readers: values.count("limits.readers"),
+            history_rate: history_rate(values.bytes("limits.history_bytes_per_processor")),
             offsets_per_request: values.count("limits.offsets_per_request"),
             group_sessions: values.count("limits.group_sessions"),
             listed_groups: values.count("limits.listed_groups"),
@@ -315,6 +316,12 @@ fn broker(values: &Values<'_>) -> BrokerConfig {
             lag_partitions: values.count("limits.lag_partitions"),
         },
     }
+}
+
+/// Bytes a second for all processors together.
+fn history_rate(per_processor: ByteCount) -> ByteCount {
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    ByteCount(per_processor.get().saturating_mul(processors as u64))
 }
 
 /// What topics have where they set nothing of their own.

@@ -199,6 +199,9 @@ impl Flusher {
             // One that was staged to while the store began to close may not have come to the queue yet.
             partitions = self.shared.all();
         }
+        if !partitions.is_empty() && !stop {
+            self.shared.writes();
+        }
         let mut sync_now = false;
         for partition in partitions {
             sync_now |= self.write(partition);

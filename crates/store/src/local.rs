@@ -6,6 +6,7 @@ mod compact;
 mod counters;
 mod damage;
 mod disk;
+mod openers;
 mod partition;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -17,7 +18,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -33,7 +34,7 @@ use rimstone_types::{ByteCount, Offset, PartitionId, ProducerEpoch, ProducerId, 
 use uuid::Uuid;
 
 pub(crate) use self::{counters::Counters, partition::LocalPartition};
-use self::{damage::DamageState, disk::DiskGuard};
+use self::{damage::DamageState, disk::DiskGuard, openers::Openers};
 use crate::{
     flush,
     partition::PartitionStore,
@@ -47,6 +48,9 @@ use crate::{
 /// `max.compaction.lag.ms` makes segments roll, so that what is in them can be compacted; a shorter age than this
 /// would make a segment of every group of batches. The lower bound of `segment.ms`.
 const SEGMENT_AGE_MIN: Duration = Duration::from_secs(1);
+
+/// So long after a group the next one is expected: longer than between the batches of producers at work.
+const WRITING_MILLIS: u64 = 200;
 
 /// Where the store gets the time.
 #[derive(Clone)]
@@ -116,6 +120,8 @@ pub(crate) struct Shared {
     /// Durable ends as the last run's witness has them.
     witnessed: HashMap<PartitionId, LogPosition>,
     opened: Instant,
+    /// When a group was last written, in milliseconds since `opened`, and one more; 0: never.
+    wrote_at: AtomicU64,
     /// Bytes that the process had read before.
     read_before: u64,
     recovery: Mutex<RecoverySummary>,
@@ -127,6 +133,21 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn is_open(&self, id: PartitionId) -> bool {
         self.partitions.read().contains_key(&id)
+    }
+
+    /// A group is written now.
+    pub(crate) fn writes(&self) {
+        self.wrote_at.store(1 + self.millis(), Ordering::Relaxed);
+    }
+
+    /// Whether somebody writes: then reads of cold bytes leave the disk to syncs in between.
+    pub(crate) fn is_writing(&self) -> bool {
+        let wrote_at = self.wrote_at.load(Ordering::Relaxed);
+        wrote_at > 0 && self.millis() < wrote_at + WRITING_MILLIS
+    }
+
+    fn millis(&self) -> u64 {
+        u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     /// All partitions that are open, in order.
@@ -206,6 +227,7 @@ pub struct LocalStorage {
     /// In place of the thread, where somebody else takes the steps.
     #[cfg(any(test, feature = "recording"))]
     stepped: Mutex<Option<flush::Flusher>>,
+    openers: Openers,
 }
 
 impl LocalStorage {
@@ -222,6 +244,7 @@ impl LocalStorage {
             flusher: Mutex::new(Some(flusher)),
             #[cfg(any(test, feature = "recording"))]
             stepped: Mutex::new(None),
+            openers: Openers::default(),
         }))
     }
 
@@ -233,7 +256,8 @@ impl LocalStorage {
     pub fn open_stepped(options: LocalOptions) -> Result<Arc<Self>, LocalOpenError> {
         let shared = Self::open_shared(options)?;
         let flusher = flush::Flusher::new(Arc::clone(&shared));
-        Ok(Arc::new(Self { shared, flusher: Mutex::new(None), stepped: Mutex::new(Some(flusher)) }))
+        let (flusher, stepped) = (Mutex::new(None), Mutex::new(Some(flusher)));
+        Ok(Arc::new(Self { shared, flusher, stepped, openers: Openers::default() }))
     }
 
     /// One round of the flusher. `false`: there was nothing to write, or a round is running.
@@ -273,6 +297,7 @@ impl LocalStorage {
             producers: options.producers,
             witnessed,
             opened,
+            wrote_at: AtomicU64::new(0),
             read_before,
             recovery: Mutex::default(),
             #[cfg(test)]
@@ -419,7 +444,7 @@ impl Storage for LocalStorage {
                     OpenMode::MustExist => Ok(Arc::new(Arc::clone(open)) as Arc<dyn PartitionStore>),
                 };
             }
-            let opened = off_thread(move || {
+            let opened = self.openers.run(move || {
                 let partition = open_partition(&shared, id, &config, mode)?;
                 shared.partitions.write().insert(id, Arc::clone(&partition));
                 Ok::<_, OpenError>(partition)

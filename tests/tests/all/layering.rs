@@ -29,7 +29,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// Members that are no part of the house.
-const OUTSIDE: &[&str] = &["tests", "benches", "chaos"];
+const OUTSIDE: &[&str] = &["tests", "benches", "chaos", "fuzz"];
 
 /// Libraries of the doors, and the crates that may link them.
 const DOOR_LIBRARIES: &[(&str, &[&str])] = &[

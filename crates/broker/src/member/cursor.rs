@@ -359,7 +359,12 @@ impl Cursor {
             let bytes = ByteCount(allowed.bytes);
             let limit = ReadLimit { bytes, until: None, visibility: reading.visibility };
             let store = Arc::clone(&store);
-            let read = Box::pin(async move { store.read(at, limit).await });
+            let (pace, now) = (Arc::clone(&inner.pace), inner.clock.now());
+            let read = Box::pin(async move {
+                let read = store.read(at, limit).await?;
+                pace.give_way(&read.batches, now).await;
+                Ok(read)
+            });
             self.under_way = Some(UnderWay { from: at, read });
         }
         let Some(under_way) = &mut self.under_way else { return Ok(None) };

@@ -67,6 +67,9 @@ impl Inner {
                 }
                 refusals.insert(partition, refusal.clone());
             }
+            if ticket.is_ok() {
+                self.pace.submitted(bytes);
+            }
             parts.push(Part { partition, records, bytes, ticket });
         }
         let results = Vec::with_capacity(parts.len());

@@ -182,6 +182,7 @@ impl Reader {
                 cursor.next = read.next.max(from);
                 return Ok(None);
             }
+            self.inner.pace.give_way(&read.batches, self.inner.clock.now()).await;
             self.topic.counters.fetched(&read.batches);
             batches = read.batches;
         }

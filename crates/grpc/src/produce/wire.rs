@@ -1,6 +1,6 @@
 //! Produce requests and their answers as they go over the wire, without a struct for each record: records stay where
 //! they came until batches are made of them, and positions are written where they go. What the generated structs cost
-//! is told in ADR 0018.
+//! is told in ADR 0019.
 //!
 //! The rules are those of the generated decoder and encoder, which tests compare with.
 

@@ -169,7 +169,7 @@ fn door_limits() -> [Row; 7] {
     ]
 }
 
-fn broker_limits() -> [Row; 23] {
+fn broker_limits() -> [Row; 24] {
     [
         ("topics", count(1, 1_000_000), "10000", "Topics of this server"),
         ("partitions", count(1, 1_000_000), "10000", "Partitions over all topics"),
@@ -244,6 +244,13 @@ fn broker_limits() -> [Row; 23] {
             "The longest that a fetch may wait",
         ),
         ("readers", count(1, 100_000), "1000", "Read streams at one time"),
+        (
+            "history_bytes_per_processor",
+            bytes(0, 1 << 40),
+            "320 MiB",
+            "Bytes a second, for each processor, at which what was appended more than 2 s ago is read by all together \
+             while somebody writes, or twice what is written, if that is more; 0: no bound",
+        ),
         ("offsets_per_request", count(1, 10_000), "10000", "Offsets in one commit or one question for them"),
         ("group_sessions", count(1, 100_000), "4000", "Consume streams at one time"),
         ("listed_groups", count(1, 160_000), "10000", "Groups in one answer to a listing"),

@@ -74,7 +74,8 @@ impl LocalPartition {
         let result = match read(&self.reader, Access::Resident) {
             Err(LogReadError::NotResident) => {
                 let reader = self.reader.clone();
-                off_thread(move || read(&reader, Access::Blocking))
+                let access = if self.shared.is_writing() { Access::InSteps } else { Access::Blocking };
+                off_thread(move || read(&reader, access))
                     .await
                     .ok_or(ReadError::Store(StoreError::ShuttingDown))?
             }
