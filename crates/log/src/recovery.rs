@@ -75,7 +75,7 @@ struct End {
     offset: Offset,
     /// The segment ends with a seal there.
     sealed: bool,
-    /// The file is shorter than what is attested, so that nothing can go on in it.
+    /// The file is shorter than what is attested, or than what was deleted, so that nothing can go on in it.
     lost: bool,
 }
 
@@ -253,7 +253,13 @@ impl Recovery<'_> {
     fn run(mut self) -> Result<Found, OpenLogError> {
         files::remove_temporary_files(self.directory)?;
         let attested = self.attested_end().map_err(open_error)?;
-        let end = self.valid_end(attested).map_err(open_error)?;
+        let log_start = snapshot::read_log_start(self.directory)?.unwrap_or(Offset::ZERO);
+        let mut end = self.valid_end(attested, log_start).map_err(open_error)?;
+        if end.offset < log_start {
+            // All offsets below it were given out, and deleted with whatever could tell so: they are not given out again.
+            end.offset = log_start;
+            end.lost = true;
+        }
         let set_aside = self.set_aside(&end)?;
         snapshot::remove_ahead(self.directory, end.offset)?;
         self.rewrite(attested, &end)?;
@@ -296,7 +302,7 @@ impl Recovery<'_> {
     }
 
     /// Where whole, linked frames end that begin at the attested end.
-    fn valid_end(&mut self, attested: LogPosition) -> Result<End, LogReadError> {
+    fn valid_end(&mut self, attested: LogPosition, log_start: Offset) -> Result<End, LogReadError> {
         for segment in &self.segments {
             if segment.broken.is_some() && segment.base >= attested.segment {
                 // An error if that is so because it cannot be read.
@@ -314,6 +320,9 @@ impl Recovery<'_> {
             if segment.base != attested.segment {
                 // The position is one in another file: all of this one lies before it.
                 end.position = segment.end();
+            }
+            if attested.offset <= log_start {
+                return Ok(end);
             }
             tracing::error!(
                 partition = %self.id, segment = %attested.segment, position = attested.position,

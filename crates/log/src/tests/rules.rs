@@ -448,3 +448,46 @@ fn a_write_that_never_had_its_file_is_undone() {
     sync(&mut log);
     assert_eq!(read_all(&log, 1000).0.len(), 2);
 }
+
+/// All records are deleted, the new segment's header is lost, and an old segment is back: what was given out is not
+/// given out again, and nothing is missing. Found by images of power cuts.
+#[test]
+fn offsets_below_the_log_start_are_not_given_out_again() {
+    for back in [false, true] {
+        let (directory, mut log) = new_log(600);
+        let (first, claim) = dense(&values(1, 100, 1), 1, 9, 0);
+        log.offer(&first, Some(&claim), None, Timestamp(1)).unwrap();
+        sync(&mut log);
+        let witness = log.durable_position();
+        let oldest = files::offset_path(directory.path(), offset(0), "log");
+        let before = std::fs::read(&oldest).unwrap();
+        for n in 0..10 {
+            append(&mut log, &values(1, 100, n), 2);
+        }
+        log.stage_snapshot(true);
+        sync(&mut log);
+        assert!(log.roll_if_old(Timestamp(10_000_000)));
+        write(&mut log);
+        let start = log.clamp_start(offset(11));
+        assert_eq!(start, offset(11));
+        crate::write_log_start(directory.path(), start).unwrap();
+        for segment in log.advance_start(start) {
+            segment.unlink().unwrap();
+        }
+        drop(log);
+        let left = files::list_offsets(directory.path(), "log").unwrap();
+        assert_eq!(left, [offset(11)]);
+        std::fs::write(files::offset_path(directory.path(), offset(11), "log"), b"").unwrap();
+        if back {
+            std::fs::write(&oldest, &before).unwrap();
+        }
+        for start in 0..2 {
+            let (mut log, report) = open(directory.path(), 600, Some(witness), false);
+            assert_eq!((log.reader().start(), report.damaged_ranges), (offset(11), 0), "back: {back}");
+            let again = log.offer(&first, Some(&claim), None, Timestamp(3)).unwrap();
+            assert!(matches!(again, Offered::Duplicate { .. }), "{again:?}");
+            assert_eq!(append(&mut log, &values(1, 100, 1), 3), offset(11 + start));
+            sync(&mut log);
+        }
+    }
+}
