@@ -321,16 +321,24 @@ impl Recovery<'_> {
                 // The position is one in another file: all of this one lies before it.
                 end.position = segment.end();
             }
-            if attested.offset <= log_start {
+            if attested.offset > log_start {
+                tracing::error!(
+                    partition = %self.id, segment = %attested.segment, position = attested.position,
+                    "acknowledged data is missing: the segment file is gone, shorter or unreadable; the log goes on behind it"
+                );
+                self.report.damaged_ranges += 1;
+                self.report.suspects.push(segment.base);
                 return Ok(end);
             }
-            tracing::error!(
-                partition = %self.id, segment = %attested.segment, position = attested.position,
-                "acknowledged data is missing: the segment file is gone, shorter or unreadable; the log goes on behind it"
-            );
-            self.report.damaged_ranges += 1;
-            self.report.suspects.push(segment.base);
-            return Ok(end);
+            // It was deleted after it had been attested. The log is what begins with the segment of the log start.
+            let first = self.segments.partition_point(|segment| segment.base <= log_start);
+            let first = self.segments[..first].iter().rposition(|segment| segment.base > attested.segment);
+            let Some(first) = first.filter(|first| self.segments[*first].broken.is_none()) else {
+                return Ok(end);
+            };
+            let offset = self.segments[first].base;
+            let position = SEGMENT_HEADER_LENGTH as u64;
+            end = End { number: first, position, offset, sealed: false, lost: false };
         }
         let mut previous_check = None;
         loop {

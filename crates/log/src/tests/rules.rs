@@ -449,6 +449,44 @@ fn a_write_that_never_had_its_file_is_undone() {
     assert_eq!(read_all(&log, 1000).0.len(), 2);
 }
 
+/// What the witness attests is deleted, and it could not attest more before the power went: what lies behind is judged by
+/// itself. Found by images of power cuts.
+#[test]
+fn what_lies_behind_a_deleted_attested_end_is_kept() {
+    for deleted in [12, 13, 14] {
+        let (directory, mut log) = new_log(600);
+        for n in 0..8 {
+            append(&mut log, &values(1, 100, n), 1);
+        }
+        sync(&mut log);
+        let witness = log.durable_position();
+        let oldest = files::offset_path(directory.path(), offset(0), "log");
+        let back = std::fs::read(&oldest).unwrap();
+        // Staged before anything more is durable, so that no frame claims more either.
+        for n in 8..16 {
+            append(&mut log, &values(1, 100, n), 2);
+        }
+        sync(&mut log);
+        let start = log.clamp_start(offset(deleted));
+        crate::write_log_start(directory.path(), start).unwrap();
+        for segment in log.advance_start(start) {
+            segment.unlink().unwrap();
+        }
+        assert!(witness.segment > offset(0));
+        assert!(!files::offset_path(directory.path(), witness.segment, "log").exists());
+        let before = read_all(&log, 1000);
+        drop(log);
+        // The cut has kept one removal and lost another.
+        std::fs::write(&oldest, back).unwrap();
+        for _ in 0..2 {
+            let (log, report) = open(directory.path(), 600, Some(witness), false);
+            assert_eq!((log.reader().start(), report.damaged_ranges), (start, 0));
+            assert_eq!(log.reader().ends().durable, offset(16));
+            assert_eq!(read_all(&log, 1000), before);
+        }
+    }
+}
+
 /// All records are deleted, the new segment's header is lost, and an old segment is back: what was given out is not
 /// given out again, and nothing is missing. Found by images of power cuts.
 #[test]

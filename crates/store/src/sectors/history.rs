@@ -342,13 +342,26 @@ impl History {
     /// What the client of a producer would do now: its last acknowledged batch, and those of which it knows nothing.
     pub(crate) fn resends(&self, id: PartitionId) -> Vec<(ProducerId, Option<usize>, Vec<usize>)> {
         let mut of: BTreeMap<ProducerId, (Option<usize>, Vec<usize>)> = BTreeMap::new();
+        // What was refused leaves a hole in the numbers: what was sent behind it can only be refused too.
+        let mut holes: BTreeMap<ProducerId, ProducerStamp> = BTreeMap::new();
         for (number, batch) in self.partitions[&id].batches.iter().enumerate() {
             let Some(stamp) = batch.stamp else { continue };
             let (last, open) = of.entry(stamp.id).or_default();
             match batch.fate {
-                Fate::Acked(..) => *last = Some(number),
-                Fate::Refused(_) => {}
-                Fate::Open => open.push(number),
+                Fate::Acked(..) => {
+                    *last = Some(number);
+                    holes.remove(&stamp.id);
+                }
+                Fate::Refused(_) => {
+                    holes.entry(stamp.id).or_insert(stamp);
+                }
+                Fate::Open => {
+                    let hole = holes.get(&stamp.id).filter(|hole| hole.epoch == stamp.epoch);
+                    if hole.is_none_or(|hole| hole.base == stamp.base) {
+                        open.push(number);
+                        holes.remove(&stamp.id);
+                    }
+                }
             }
         }
         // One of an older epoch is fenced, if the newer one is stored.

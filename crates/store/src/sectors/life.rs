@@ -30,6 +30,9 @@ use crate::{
 
 /// Topics that a schedule has at a time, at most.
 const TOPICS_MAX: u32 = 4;
+/// Batches that are sent while the syncs of one step run. Each of them asks for a sync of its own, and, with one for each
+/// file, without a bound there would be no end of them.
+const SENDS_WITHIN_SYNCS_MAX: usize = 8;
 /// Producers with numbers in a partition.
 const PRODUCERS: u64 = 3;
 
@@ -85,6 +88,8 @@ struct State {
     clients: BTreeMap<(PartitionId, u64), Client>,
     draw: Draw,
     now: Instant,
+    /// How much may still be sent within syncs of this step.
+    sends_left: usize,
     wrong: Option<String>,
     done: Done,
     poisoned: bool,
@@ -169,7 +174,9 @@ impl Inner {
                 return;
             }
             let at = self.at();
-            for _ in 0..state.draw.below(4) {
+            let sends = state.draw.below(4).min(state.sends_left);
+            state.sends_left -= sends;
+            for _ in 0..sends {
                 state.send(at, self.time.load(Ordering::Acquire));
             }
             if state.draw.percent(50) {
@@ -360,6 +367,7 @@ impl Life {
                 draw: Draw::new(seed),
                 now: Instant::now(),
                 wrong: None,
+                sends_left: 0,
                 done: Done::default(),
                 poisoned: false,
             }),
@@ -432,6 +440,7 @@ impl Life {
     pub(crate) async fn step(&mut self) -> Result<(), String> {
         let (choice, argument, poisoned) = {
             let mut state = self.inner.state.lock();
+            state.sends_left = SENDS_WITHIN_SYNCS_MAX;
             (state.draw.below(100), state.draw.number(), state.poisoned)
         };
         if poisoned && argument.is_multiple_of(3) {
@@ -671,7 +680,11 @@ impl Life {
         self.inner.hear();
         self.leave();
         self.inner.state.lock().done.restarts += 1;
-        self.start(Cut::Kill).await
+        // A kill that is due during the start comes behind it: what the start has done by then is in the images.
+        let kill_at = self.inner.kill_at.swap(usize::MAX, Ordering::AcqRel);
+        let started = self.start(Cut::Kill).await;
+        self.inner.kill_at.store(kill_at, Ordering::Release);
+        started
     }
 
     fn leave(&self) {
