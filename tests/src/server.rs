@@ -38,6 +38,7 @@ pub struct Setup {
     ports: Option<(u16, u16)>,
     under: Vec<OsString>,
     environment: Vec<(String, String)>,
+    may_be_unwell: bool,
 }
 
 impl Setup {
@@ -52,7 +53,15 @@ impl Setup {
             ports: None,
             under: Vec::new(),
             environment: Vec::new(),
+            may_be_unwell: false,
         }
+    }
+
+    /// Takes it for ready too when a sync has failed on its way up, and it says so.
+    #[must_use]
+    pub fn may_be_unwell(mut self) -> Self {
+        self.may_be_unwell = true;
+        self
     }
 
     /// Starts the program by this command, which must become the program itself (as `prlimit` does, or
@@ -266,7 +275,9 @@ impl Server {
             }
             let (grpc, web) = started_line(&self.output())?;
             (self.grpc_address, self.web_address) = (Some(grpc), Some(web));
-            matches!(self.page("/readyz"), Some((200, _))).then_some(None)
+            let (status, text) = self.page("/readyz")?;
+            let unwell = self.setup.may_be_unwell && text.contains("a sync failed");
+            (status == 200 || unwell).then_some(None)
         })
         .await;
         failure.map_or(Ok(()), Err)

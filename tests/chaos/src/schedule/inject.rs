@@ -54,7 +54,8 @@ impl Traced {
         ]);
         let injections = parts.iter().flat_map(|part| ["-e".to_owned(), format!("inject={part}")]);
         let words = words.chain(injections);
-        (setup.under(words), Self { log })
+        // What is injected may come while it starts.
+        (setup.under(words).may_be_unwell(), Self { log })
     }
 
     /// How many calls it has injected so far.
