@@ -204,13 +204,19 @@ impl DataDirectory {
         let from = self.path.join(TOPICS).join(topic.to_string());
         let to = self.path.join(TRASH).join(topic.to_string());
         match files::rename(&from, &to) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            // It went before, perhaps just before a kill: that has to be durable as well.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(FileError::new("rename", &from, error)),
             Ok(()) => {}
         }
         files::sync_directory(&self.path.join(TOPICS))?;
         files::sync_directory(&self.path.join(TRASH))?;
-        files::remove_tree(&to).map_err(|error| FileError::new("delete", &to, error))
+        match files::remove_tree(&to) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(FileError::new("delete", &to, error))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn empty_trash(&self) {

@@ -50,7 +50,7 @@ use crate::{
 const SEGMENT_AGE_MIN: Duration = Duration::from_secs(1);
 
 /// So long after a group the next one is expected: longer than between the batches of producers at work.
-const WRITING_MILLIS: u64 = 200;
+const WRITING_MILLIS: u64 = 50;
 
 /// Where the store gets the time.
 #[derive(Clone)]
