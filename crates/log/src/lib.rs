@@ -53,5 +53,5 @@ pub use recovery::{OpenOptions, OpenReport};
 pub use retention::RetentionPlan;
 pub use segment::Access;
 pub use snapshot::write_log_start;
-pub use staging::{AfterWrite, SnapshotsWritten, WriteFailure, WritePlan};
+pub use staging::{AfterWrite, SnapshotsWritten, UndoFailure, WriteFailure, WritePlan};
 pub use witness::Witness;

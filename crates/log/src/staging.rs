@@ -144,14 +144,22 @@ impl Step {
             .map_err(|error| FileError::new("write", path, error))
     }
 
-    fn undo(&self) -> Result<(), FileError> {
+    /// Puts the file back as it was, durably: it is told that nothing of this is stored, so that no power cut may bring
+    /// it back.
+    fn undo(&self) -> Result<(), UndoFailure> {
         let Some(file) = &self.file else { return Ok(()) };
         let path = self.segment.path();
         if self.create {
             self.segment.release_writer();
-            return files::remove_file(path);
+            files::remove_file(path).map_err(UndoFailure::call)?;
+            let Some(directory) = path.parent() else { return Ok(()) };
+            let failed = |error| FileError::new("sync directory", directory, error);
+            let names = File::open(directory).map_err(|error| UndoFailure::call(failed(error)))?;
+            return files::sync_names(&names).map_err(|error| UndoFailure::sync(failed(error)));
         }
-        files::truncate(file, self.position).map_err(|error| FileError::new("truncate", path, error))
+        files::truncate(file, self.position)
+            .map_err(|error| UndoFailure::call(FileError::new("truncate", path, error)))?;
+        files::sync_data(file).map_err(|error| UndoFailure::sync(FileError::new("sync", path, error)))
     }
 }
 
@@ -189,8 +197,28 @@ pub struct WritePlan {
 pub struct WriteFailure {
     /// What failed.
     pub cause: FileError,
-    /// The files are as they were before. If not, nobody knows what they hold, and the partition is poisoned.
-    pub undone: Result<(), String>,
+    /// The files are as they were before, durably. If not, nobody knows what they hold, and the partition is poisoned.
+    pub undone: Result<(), UndoFailure>,
+}
+
+/// Files could not be put back.
+#[derive(Debug, thiserror::Error)]
+#[error("{cause}")]
+pub struct UndoFailure {
+    /// What failed.
+    pub cause: FileError,
+    /// It was a sync: everything on the device that is not durable is in doubt.
+    pub in_sync: bool,
+}
+
+impl UndoFailure {
+    fn call(cause: FileError) -> Self {
+        Self { cause, in_sync: false }
+    }
+
+    fn sync(cause: FileError) -> Self {
+        Self { cause, in_sync: true }
+    }
 }
 
 impl WritePlan {
@@ -211,11 +239,7 @@ impl WritePlan {
     pub fn execute(&mut self) -> Result<(), WriteFailure> {
         for number in 0..self.staged.steps.len() {
             if let Err(cause) = self.staged.steps[number].write() {
-                let undone = self.staged.steps[..=number]
-                    .iter()
-                    .rev()
-                    .try_for_each(Step::undo)
-                    .map_err(|error| error.to_string());
+                let undone = self.staged.steps[..=number].iter().rev().try_for_each(Step::undo);
                 return Err(WriteFailure { cause, undone });
             }
         }

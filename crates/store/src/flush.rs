@@ -14,7 +14,7 @@ use std::{
 };
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
-use rimstone_log::{Checkpoint, LogPosition, WriteFailure, WritePlan};
+use rimstone_log::{Checkpoint, LogPosition, UndoFailure, WriteFailure, WritePlan};
 use rimstone_types::PartitionId;
 
 use self::writers::Writers;
@@ -266,6 +266,10 @@ impl Flusher {
             if let Err(failure) = result {
                 Counters::add(&self.shared.counters.write_failures, 1);
                 partition.write_failed(plan, &failure);
+                if let Err(UndoFailure { cause, in_sync: true }) = &failure.undone {
+                    Counters::add(&self.shared.counters.sync_failures, 1);
+                    self.shared.device_failed(&cause.to_string());
+                }
                 // It may be open all the same.
                 self.writers.used(&partition);
                 return false;

@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     producers::Limits,
-    recording::{Recorder, image::Images},
+    recording::{CallKind, Fault, Recorder, image::Images},
     snapshot,
 };
 
@@ -77,4 +77,59 @@ fn snapshots_that_were_there_at_a_start_stay_until_another_is_durable() {
     append(&mut log, &values(1, 300, 1), 0);
     sync(&mut log);
     assert!(there(directory.path()).len() <= 3);
+}
+
+/// A write failed, part of it there, and it was said that nothing of it is stored. A power cut before the next sync
+/// brought its frames back, or the segment that it had made.
+#[test]
+fn what_is_said_not_to_be_stored_does_not_come_back() {
+    for (segment_bytes, images) in [(4096, 200), (500, 200)] {
+        let scratch = recorded();
+        let recorder = Recorder::install(scratch.path()).unwrap();
+        let mut log = Log::create(scratch.path(), ID, config(segment_bytes), Timestamp(0)).unwrap();
+        append(&mut log, &values(1, 150, 1), 0);
+        sync_files(&mut log);
+        // Fits, or is written behind a seal, into a segment of its own.
+        append(&mut log, &values(1, 150, 2), 0);
+        let mut plan = log.take_plan().unwrap();
+        let after = usize::from(plan.creates());
+        // All of it gets through, and an error comes all the same.
+        let error = rustix::io::Errno::NOSPC.raw_os_error();
+        recorder.fail(Fault { kind: CallKind::Write, after, short: 4096, error });
+        let failure = plan.execute().unwrap_err();
+        assert!(failure.undone.is_ok());
+        log.plan_failed(plan, &failure);
+        drop(log);
+        let journal = recorder.journal();
+        let mut drawn = Images::new(&journal);
+        drawn.advance(journal.events.len());
+        for seed in 0..images {
+            let to = recorded();
+            drawn.power_cut(seed).write(&journal, to.path()).unwrap();
+            let there = crate::files::list_offsets(to.path(), "log").unwrap();
+            assert_eq!(there, [offset(0)], "image {seed}, segments of {segment_bytes}");
+            let (log, _) = open(to.path(), segment_bytes, None, false);
+            assert_eq!(log.staged_end(), offset(1), "image {seed}, segments of {segment_bytes}");
+        }
+    }
+}
+
+/// A directory in memory, where there is such a file system: images are many.
+fn recorded() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    let builder = tempfile::Builder::new().prefix("rimstone-log-").to_owned();
+    if memory.is_dir() { builder.tempdir_in(memory).unwrap() } else { builder.tempdir().unwrap() }
+}
+
+/// Writes what is staged and really makes it durable.
+fn sync_files(log: &mut Log) {
+    let mut plan = log.take_plan().unwrap();
+    plan.execute().unwrap();
+    for file in plan.files() {
+        crate::files::sync_data(&file).unwrap();
+    }
+    let written = log.plan_succeeded(plan).execute();
+    log.snapshots_written(&written);
+    crate::files::sync_directory(log.directory()).unwrap();
+    log.synced(log.written_position());
 }

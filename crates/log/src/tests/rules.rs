@@ -441,7 +441,7 @@ fn a_write_that_never_had_its_file_is_undone() {
     append(&mut log, &values(1, 100, 2), 2);
     let mut plan = log.take_plan().unwrap();
     let failure = plan.execute().unwrap_err();
-    assert_eq!(failure.undone, Ok(()));
+    assert!(failure.undone.is_ok());
     log.plan_failed(plan, &failure);
     std::fs::rename(&away, &path).unwrap();
     append(&mut log, &values(1, 100, 3), 3);

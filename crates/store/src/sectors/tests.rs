@@ -121,3 +121,38 @@ fn a_partition_that_a_kill_left_half_made_is_durable_once_it_is_opened() {
     }
     assert!(taken > 3, "{taken}");
 }
+
+/// A kill came while a topic was deleted, behind the rename and before the syncs of its names. The next start found
+/// nothing to delete any more, said so, and a power cut brought the topic back (seed 46).
+#[test]
+fn a_topic_that_a_kill_left_half_deleted_is_gone_once_that_is_said() {
+    let id = partition_id(1, 0);
+    let mut gone_before = 0;
+    for kill in 0..12 {
+        let scratch = Scratch::new().unwrap();
+        let root = scratch.root("0").unwrap();
+        let directory = root.join("data");
+        let recorder = Recorder::install(&root).unwrap();
+        wait(async {
+            let open =
+                || LocalStorage::open(options(&directory, SyncPreference::Fdatasync, &time())).unwrap();
+            let storage = open();
+            drop(storage.open(id, PartitionConfig::default(), OpenMode::CreateNew).await.unwrap());
+            let at = recorder.position() + kill;
+            recorder.observe(Some(Arc::new(KillAt(Arc::downgrade(&recorder), AtomicUsize::new(at)))));
+            drop(storage.delete(id.topic).await);
+            drop(storage);
+            recorder.observe(None);
+            recorder.freeze(false);
+            let storage = open();
+            gone_before += usize::from(storage.list().await.unwrap().is_empty());
+            storage.delete(id.topic).await.unwrap();
+            drop(storage);
+            each_image(&recorder.journal(), &scratch, |directory| {
+                let there = rimstone_log::list_partitions(directory).unwrap();
+                assert_eq!(there, [], "killed {kill} calls into it");
+            });
+        });
+    }
+    assert!(gone_before > 3, "{gone_before}");
+}

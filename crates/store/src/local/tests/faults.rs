@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rimstone_log::recording::{CallKind, Fault, Recorder};
 use rimstone_record::ProducerStamp;
 use rimstone_types::Numbering;
 
@@ -331,4 +332,34 @@ async fn what_a_start_costs_is_summed_up() {
     let sum = storage.recovery().unwrap();
     assert!(sum.was_clean && sum.from_caches == 1 && sum.scanned_bytes == 0, "{sum:?}");
     assert!(sum.read_bytes > 100, "{sum:?}");
+}
+
+/// A write that failed is undone durably: a sync that fails in the middle of that is a failed sync like any other.
+#[tokio::test]
+async fn an_undo_whose_sync_fails_poisons_everything_undurable() {
+    let directory = tempfile::tempdir().unwrap();
+    let recorder = Recorder::install(directory.path()).unwrap();
+    let storage = LocalStorage::open_stepped(options(directory.path(), SyncPreference::Fdatasync)).unwrap();
+    let mut partitions = Vec::new();
+    for number in 5..8 {
+        let config = PartitionConfig::default();
+        partitions.push(storage.open(id(number), config, OpenMode::CreateNew).await.unwrap());
+    }
+    let mut tickets: Vec<_> =
+        partitions[..2].iter().map(|partition| partition.submit(append("x")).unwrap()).collect();
+    let error = rustix::io::Errno::IO.raw_os_error();
+    for kind in [CallKind::Write, CallKind::Sync] {
+        recorder.fail(Fault { kind, after: 0, short: 0, error });
+    }
+    while storage.step(Instant::now()) {}
+    assert_eq!(recorder.clear_faults(), 2);
+    for ticket in &mut tickets {
+        let answer = poll(ticket);
+        assert!(matches!(answer, Poll::Ready(Err(AppendError::Unknown { .. }))), "{answer:?}");
+    }
+    assert!(matches!(storage.health(), Health::Poisoned { .. }));
+    // One that had nothing to lose goes on.
+    let mut fresh = partitions[2].submit(append("y")).unwrap();
+    while storage.step(Instant::now()) {}
+    assert!(matches!(poll(&mut fresh), Poll::Ready(Ok(_))));
 }
