@@ -55,7 +55,7 @@ impl Default for Effort {
 }
 
 /// What was done, and how much of it counted.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Summary {
     /// Images that were opened.
     pub images: u64,

@@ -1,4 +1,6 @@
-//! What the schedules have found, each by itself.
+//! A small run of the schedules, and what they have found, each by itself.
+//!
+//! `RIMSTONE_SECTORS` sets the number of seeds, `RIMSTONE_SEED` runs one seed alone.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -10,6 +12,59 @@ use super::{
     *,
 };
 use crate::{Append, LocalStorage, OpenMode, PartitionConfig, Storage};
+
+/// Seeds of the small run.
+const SEEDS: u64 = 12;
+/// What is done for each of them: less than `just sectors` does.
+const SMALL: Effort = Effort { steps: 100, images: 10, keep: false };
+
+fn number(variable: &str) -> Option<u64> {
+    let value = std::env::var(variable).ok()?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{variable} is a number, not {value}")))
+}
+
+#[test]
+fn every_image_has_what_was_acknowledged() {
+    let seeds = match number("RIMSTONE_SEED") {
+        Some(seed) => seed..=seed,
+        None => 1..=number("RIMSTONE_SECTORS").unwrap_or(SEEDS),
+    };
+    let mut all = Summary::default();
+    for seed in seeds {
+        println!("RIMSTONE_SEED={seed}");
+        all += run(seed, SMALL).unwrap_or_else(|violation| panic!("{violation}"));
+    }
+    println!("{all:?}");
+    let Summary { fired, lost, acknowledged, restarts, .. } = all;
+    for (what, count) in [
+        ("images that lost something", fired),
+        ("units lost", lost.units.into()),
+        ("lengths lost", lost.lengths.into()),
+        ("names lost", lost.names.into()),
+        ("appends acknowledged", acknowledged),
+        ("restarts", restarts),
+    ] {
+        assert!(count > 0, "{what}: {count}; nothing was tested");
+    }
+    // One seed alone need not have all of it.
+    if number("RIMSTONE_SEED").is_none() {
+        let Summary { compactions, trims, deleted, faults, .. } = all;
+        for (what, count) in [
+            ("compactions", compactions),
+            ("log starts moved", trims),
+            ("topics deleted", deleted),
+            ("calls that failed", faults),
+        ] {
+            assert!(count > 0, "{what}: {count}; nothing was tested");
+        }
+    }
+}
+
+#[test]
+fn the_same_seed_makes_the_same_run() {
+    let runs = [(); 2].map(|()| run(7, Effort { images: 3, ..SMALL }).expect("no violation"));
+    assert_eq!(runs[0], runs[1]);
+}
 
 fn time() -> Time {
     Arc::new(AtomicI64::new(BEGIN))
