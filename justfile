@@ -91,6 +91,15 @@ power-cut rounds="3":
 sectors images="10000" first="1":
     cargo run --release --locked --package rimstone-store --features recording --example sectors -- {{ images }} {{ first }}
 
+# Ten planted bugs, and whether the general schedules catch each; then the same schedules and seeds without a bug: `--quick`, `--bug retry-sync,trust-index`, `--sector-seeds 40`, `--chaos-seeds 6`
+planted *arguments:
+    cargo build --locked --package rimstone --features planted
+    cargo build --locked --release --package rimstone-store --features recording,planted --example sectors
+    cargo build --locked --package rimstone-chaos --bins
+    target/debug/rimstone-planted --server target/debug/rimstone --sectors target/release/examples/sectors \
+        --chaos target/debug/rimstone-chaos {{ arguments }}
+    cargo build --locked --package rimstone
+
 # Python with generated stubs, `buf curl` and promtool against a real server.
 foreign:
     tests/foreign/run.sh

@@ -13,6 +13,7 @@ use rimstone_record::{BatchBuilder, Compression, Limits as RecordLimits, NewReco
 use rimstone_store::{
     Append, CleanupPolicy, OpenMode, PartitionConfig, PartitionStore, ReadError, ReadLimit, Storage,
     Visibility,
+    planted::{self, Bug},
 };
 use rimstone_types::{ByteCount, Offset, PartitionId, PartitionIndex, Timestamp, TopicId};
 
@@ -66,7 +67,13 @@ impl Catalog {
         let opened = storage.open(CATALOG_PARTITION, catalog_config(), mode).await;
         let store = opened.map_err(StartError::CatalogOpen)?;
         let mut catalog = Self { store, end: Offset::ZERO };
-        let loaded = catalog.load().await?;
+        let loaded = match catalog.load().await {
+            Err(_) if planted::is(Bug::EmptyCatalog) => {
+                catalog.end = catalog.store.ends().durable;
+                Loaded::default()
+            }
+            loaded => loaded?,
+        };
         Ok((catalog, loaded))
     }
 

@@ -46,6 +46,8 @@ impl Serve {
         let config = config::load(self.config.as_deref(), &self.overrides(global)?)
             .map_err(|failure| failure.hint("all settings with their bounds: rimstone config check"))?;
         init_telemetry(&config.log).map_err(|error| Failure::usage(with_causes(error.as_ref())))?;
+        #[cfg(feature = "planted")]
+        rimstone_server::plant().map_err(|error| Failure::usage(with_causes(error.as_ref())))?;
         match run(config, banner).await {
             Ok(Ended::Clean) => Ok(()),
             // Tasks are still running; nobody waits for them.

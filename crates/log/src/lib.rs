@@ -23,6 +23,7 @@ pub mod inspect;
 mod log;
 mod lookup;
 mod map;
+pub mod planted;
 pub mod producers;
 mod reader;
 #[cfg(any(test, feature = "recording"))]

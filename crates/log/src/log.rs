@@ -27,6 +27,7 @@ use crate::{
         FRAME_HEADER_LENGTH, FrameWriter, LogPosition, SEAL_FRAME_LENGTH, SEGMENT_HEADER_LENGTH,
         SegmentHeader,
     },
+    planted::{self, Bug},
     producers::{Claim, ProducerTable, Verdict},
     reader::LogReader,
     segment::{IndexBuilder, Segment},
@@ -402,6 +403,9 @@ impl Log {
         }
         self.plan_is_out = true;
         let checkpoint = self.checkpoint_if_due();
+        if planted::is(Bug::PublishBeforeWrite) {
+            self.publish_written(self.head.clone());
+        }
         Some(WritePlan { staged: std::mem::take(&mut self.staged), head: self.head.clone(), checkpoint })
     }
 
@@ -430,9 +434,13 @@ impl Log {
         after.snapshots = plan.staged.snapshots;
         after.checkpoint = plan.checkpoint;
         after.kept = self.kept_snapshots();
-        self.written = plan.head;
-        self.shared.written.store(self.written.next_offset().get(), Ordering::Release);
+        self.publish_written(plan.head);
         after
+    }
+
+    fn publish_written(&mut self, head: Head) {
+        self.written = head;
+        self.shared.written.store(self.written.next_offset().get(), Ordering::Release);
     }
 
     /// What followed the plan is done: a snapshot that is synced counts once the log below it is durable too.

@@ -22,6 +22,7 @@ use crate::{
     frame::{Content, Frame, FrameError, SEAL_FRAME_LENGTH, SEGMENT_HEADER_LENGTH, SegmentHeader, Totals},
     index::{self, IndexEntry, IndexFile, IndexHeader},
     map::Map,
+    planted::{self, Bug},
     walk::{Source, Step, Walker},
 };
 
@@ -347,15 +348,20 @@ impl Segment {
         }
         let path = self.index_path();
         if let Some(file) = IndexFile::open(&path)?
-            && file.header.salt == self.header.salt
-            && file.header.base == self.base
-            && from.is_none_or(|from| file.header.end == from)
-            && file.header.end <= self.end()
+            && (planted::is(Bug::TrustIndex) || self.is_index(&file.header, from))
             && let Ok(entry) = file.search(&path, &within)?
         {
             return Ok(found(entry));
         }
         Ok(found(index::search(&self.replace_index()?, within)))
+    }
+
+    /// Whether an index file is this segment's, and, with a place, was written when the segment ended there.
+    fn is_index(&self, header: &IndexHeader, end: Option<u64>) -> bool {
+        header.salt == self.header.salt
+            && header.base == self.base
+            && end.is_none_or(|end| header.end == end)
+            && header.end <= self.end()
     }
 
     /// Rebuilds the index file from the log: the one that is there is missing or wrong.

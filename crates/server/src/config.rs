@@ -17,6 +17,8 @@ use std::{
 };
 
 pub use error::{ConfigError, Problem};
+#[cfg(feature = "planted")]
+pub(crate) use layers::PLANTED;
 pub use layers::Source;
 use layers::{Inputs, Resolved};
 use rimstone_broker::{BrokerConfig, Limits, TopicSettings};

@@ -5,6 +5,8 @@
 
 mod config;
 mod descriptors;
+#[cfg(feature = "planted")]
+mod planted;
 mod shutdown;
 mod telemetry;
 mod wire;
@@ -13,6 +15,8 @@ pub use config::{
     Backend, Config, ConfigError, LogColor, LogConfig, LogFormat, Problem, ServerConfig, SettingReport,
     Source, StorageConfig, load_config,
 };
+#[cfg(feature = "planted")]
+pub use planted::plant;
 pub use shutdown::{Ended, run};
 pub use telemetry::init_telemetry;
 pub use wire::{StartError, StartedServer, StopError, start};

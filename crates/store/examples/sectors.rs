@@ -1,7 +1,7 @@
 //! Runs seeded schedules over a recorded store and looks at the images that power cuts could leave of them.
 //!
 //! `sectors <images> [<first seed>]` goes on from seed to seed until so many images were opened; `RIMSTONE_SEED` runs
-//! one seed alone, and leaves the image that it fails with. Prints after each ten seeds which one comes next, so that a run can go on where another stopped.
+//! one seed alone, and leaves the image that it fails with. With the feature `planted`, `RIMSTONE_PLANTED` plants a bug. Prints after each ten seeds which one comes next, so that a run can go on where another stopped.
 
 use std::time::Instant;
 
@@ -28,6 +28,17 @@ fn report(summary: &Summary, first: u64, next: u64, began: Instant) {
 
 fn main() -> std::process::ExitCode {
     let number = |text: String| text.parse::<u64>().expect("a number");
+    #[cfg(feature = "planted")]
+    if let Some(name) = std::env::var("RIMSTONE_PLANTED").ok().filter(|name| !name.is_empty()) {
+        match name.parse() {
+            Ok(bug) => rimstone_store::planted::set(Some(bug)),
+            Err(error) => {
+                println!("RIMSTONE_PLANTED: {error}");
+                return std::process::ExitCode::from(2);
+            }
+        }
+        println!("A bug is planted: {name}");
+    }
     let mut arguments = std::env::args().skip(1).map(number);
     let wanted = arguments.next().unwrap_or(1000);
     let alone = std::env::var("RIMSTONE_SEED").ok().map(number);

@@ -14,7 +14,10 @@ use std::{
 };
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
-use rimstone_log::{Checkpoint, LogPosition, UndoFailure, WriteFailure, WritePlan};
+use rimstone_log::{
+    Checkpoint, LogPosition, UndoFailure, WriteFailure, WritePlan,
+    planted::{self, Bug},
+};
 use rimstone_types::PartitionId;
 
 use self::writers::Writers;
@@ -302,7 +305,8 @@ impl Flusher {
         plan: &mut WritePlan,
         dirty: &mut Dirty,
     ) -> Result<(), WriteFailure> {
-        if plan.creates() && self.shared.syncer.wants_directories() {
+        let wants_names = self.shared.syncer.wants_directories() && !planted::is(Bug::NoDirectorySync);
+        if plan.creates() && wants_names {
             // Before anything is written: without it, what is written could not be made durable.
             let directory = partition.open_directory();
             dirty.directories.push(directory.map_err(|cause| WriteFailure { cause, undone: Ok(()) })?);
@@ -331,7 +335,8 @@ impl Flusher {
         let began = Instant::now();
         let result = {
             let witness = self.shared.witness.lock();
-            self.shared.syncer.sync(&dirty, Some(witness.file()))
+            let sync = || self.shared.syncer.sync(&dirty, Some(witness.file()));
+            sync().or_else(|reason| if planted::is(Bug::RetrySync) { sync() } else { Err(reason) })
         };
         let counters = &self.shared.counters;
         Counters::add(&counters.groups, 1);

@@ -12,6 +12,7 @@ mod client;
 mod examine;
 mod history;
 mod life;
+mod lookups;
 #[cfg(test)]
 mod tests;
 

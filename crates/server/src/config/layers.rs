@@ -23,6 +23,9 @@ const ENVIRONMENT_PREFIX: &str = "RIMSTONE_";
 const ENVIRONMENT_OF_OTHERS: [&str; 5] =
     ["RIMSTONE_SERVER", "RIMSTONE_BINARY", "RIMSTONE_POWER_CUTS", "RIMSTONE_SEED", "RIMSTONE_TEST_DATA"];
 
+/// Chooses a bug, in a build that has some. Any other build refuses it as an unknown setting.
+pub(crate) const PLANTED: &str = "RIMSTONE_PLANTED";
+
 /// Whether a variable is one that Kubernetes and Docker set by themselves for a service called `rimstone` or
 /// `rimstone-something`: `RIMSTONE_SERVICE_HOST`, `RIMSTONE_PORT_9190_TCP_ADDR`.
 fn is_service_link(name: &str) -> bool {
@@ -168,6 +171,7 @@ fn from_environment<'a>(
         let name = name.to_string_lossy().into_owned();
         if !name.starts_with(ENVIRONMENT_PREFIX)
             || ENVIRONMENT_OF_OTHERS.contains(&name.as_str())
+            || cfg!(feature = "planted") && name == PLANTED
             || is_service_link(&name) && !name.contains("__")
         {
             continue;

@@ -15,6 +15,7 @@ use std::{
 use parking_lot::Mutex;
 use rimstone_log::{
     AfterWrite, FileError, Log, LogPosition, LogReader, SnapshotsWritten, WriteFailure, WritePlan, files,
+    planted::{self, Bug},
 };
 use rimstone_types::{Offset, PartitionId};
 use tokio::sync::oneshot;
@@ -128,6 +129,9 @@ impl LocalPartition {
             return None;
         }
         let plan = state.log.take_plan();
+        if planted::is(Bug::PublishBeforeWrite) {
+            self.tell_written(&mut state);
+        }
         if plan.is_none() && state.barriers.is_empty() {
             return None;
         }
@@ -141,13 +145,22 @@ impl LocalPartition {
     pub(crate) fn written(&self, plan: WritePlan) -> AfterWrite {
         let mut state = self.state.lock();
         let after = state.log.plan_succeeded(plan);
-        if self.sees_written.load(Ordering::Acquire) {
-            let end = state.log.written_position().offset;
-            resolve(&mut state.tickets, end);
-            drop(state);
+        let told = self.tell_written(&mut state);
+        drop(state);
+        if told {
             self.waiters.wake();
         }
         after
+    }
+
+    /// Tells whom it is enough for what is written. `false`: it is for nobody.
+    fn tell_written(&self, state: &mut State) -> bool {
+        let tells = self.sees_written.load(Ordering::Acquire) || planted::is(Bug::AckBeforeSync);
+        if tells {
+            let end = state.log.written_position().offset;
+            resolve(&mut state.tickets, end);
+        }
+        tells
     }
 
     /// What followed the plan is done. Without its snapshot, what waits for it cannot go on; the log can.

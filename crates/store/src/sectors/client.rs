@@ -200,6 +200,7 @@ pub(crate) async fn read_from(
                     key: record.key,
                     value: record.value,
                     stamp: header.producer.map(|stamp| (stamp, stamp.base + delta)),
+                    time: record.timestamp,
                 });
             }
         }

@@ -8,6 +8,7 @@ use rimstone_types::PartitionId;
 use super::{
     client::{Time, options, read_from, stamp, within},
     history::{At, Cut, Fate, Flavour, History},
+    lookups::ask,
 };
 use crate::{AppendError, LocalStorage, OpenMode, PartitionStore, Storage, StoreState, SyncPreference};
 
@@ -44,11 +45,14 @@ pub(crate) async fn open(
         let opened =
             within("open", &storage, Instant::now, storage.open(id, config, OpenMode::MustExist)).await?;
         let partition = opened.map_err(|error| format!("partition {id} does not open: {error}"))?;
+        let answers = within("look-ups", &storage, Instant::now, ask(&*partition)).await?;
         let from = partition.ends().start.get();
         let (ends, shown) = within("a read", &storage, Instant::now, read_from(&*partition, from))
             .await?
             .map_err(|error| format!("partition {id}: {error}"))?;
         history.check(id, cut, ends, &shown)?;
+        let agrees = answers.and_then(|answers| answers.check(&shown));
+        agrees.map_err(|error| format!("partition {id}: {error}"))?;
         if let StoreState::Poisoned { reason } = partition.info().state {
             return Err(format!("partition {id} does not serve: {reason}"));
         }

@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use rimstone_record::{Batch, ProducerStamp};
-use rimstone_types::{Offset, PartitionId, ProducerId, TopicId};
+use rimstone_types::{Offset, PartitionId, ProducerId, Timestamp, TopicId};
 
 use crate::PartitionConfig;
 
@@ -99,6 +99,7 @@ pub(crate) struct Shown {
     pub(crate) key: Option<Bytes>,
     pub(crate) value: Option<Bytes>,
     pub(crate) stamp: Option<(ProducerStamp, u32)>,
+    pub(crate) time: Timestamp,
 }
 
 /// Everything that was done and told.

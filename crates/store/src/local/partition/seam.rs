@@ -6,7 +6,9 @@ use std::sync::{Arc, atomic::Ordering};
 
 use futures::future::BoxFuture;
 use rimstone_log::{
-    Access, Extent, Log, LogReadError, LogReader, Offered, ReadRange, StageError, producers, write_log_start,
+    Access, Extent, Log, LogReadError, LogReader, Offered, ReadRange, StageError,
+    planted::{self, Bug},
+    producers, write_log_start,
 };
 use rimstone_types::{ByteCount, LogEnds, Offset, ProducerId, Timestamp, TopicId};
 
@@ -179,6 +181,7 @@ impl PartitionStore for Arc<LocalPartition> {
                 (last.saturating_add(1), Ok(appended), true)
             }
             Ok(Offered::Duplicate { offsets, append_time, depends_on }) => {
+                let depends_on = if planted::is(Bug::EarlyDuplicate) { Offset::ZERO } else { depends_on };
                 (depends_on, Ok(Appended { offsets, append_time, duplicate: true }), false)
             }
             Err(error) => (state.log.staged_end(), Err(refusal(error)), false),
@@ -197,7 +200,7 @@ impl PartitionStore for Arc<LocalPartition> {
 
     fn ends(&self) -> LogEnds {
         let ends = self.reader.ends();
-        if self.sees_written.load(Ordering::Acquire) {
+        if self.sees_written.load(Ordering::Acquire) || planted::is(Bug::ServePastDurable) {
             return LogEnds { stable: ends.written, durable: ends.written, ..ends };
         }
         match Offset::new(self.seen_end.load(Ordering::Acquire)) {
