@@ -21,7 +21,7 @@ pub mod topics;
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -80,6 +80,17 @@ pub struct Load {
     numbers: Arc<AtomicU64>,
     sent: Arc<AtomicU64>,
     acknowledged: Arc<AtomicU64>,
+    rounds: Arc<Mutex<Rounds>>,
+}
+
+/// How much producers may begin, where that is bounded: so much in each round, and what is left over is forgotten.
+#[derive(Debug, Default)]
+struct Rounds {
+    /// 0: there are none, and everybody begins as much as he likes.
+    current: u64,
+    units: u64,
+    /// Who has done all that a round allows him, and which.
+    done: BTreeMap<String, u64>,
 }
 
 impl Load {
@@ -99,13 +110,32 @@ impl Load {
             numbers: Arc::new(AtomicU64::new(1)),
             sent: Arc::default(),
             acknowledged: Arc::default(),
+            rounds: Arc::default(),
         }
     }
 
-    /// The same with another hand at the phase.
+    /// The same with another hand at the phase, and without rounds.
     #[must_use]
     pub fn watching(self, phase: watch::Receiver<Phase>) -> Self {
-        Self { phase, ..self }
+        Self { phase, rounds: Arc::default(), ..self }
+    }
+
+    /// From now on each producer may begin so many batches, requests or changes of topics, and waits for the next
+    /// round then. The number of the round.
+    pub fn begin_round(&self, units: u64) -> u64 {
+        let mut rounds = self.rounds();
+        rounds.current += 1;
+        rounds.units = units;
+        rounds.current
+    }
+
+    /// How many producers have done all that a round allows.
+    pub fn done_with(&self, round: u64) -> usize {
+        self.rounds().done.values().filter(|done| **done == round).count()
+    }
+
+    fn rounds(&self) -> MutexGuard<'_, Rounds> {
+        self.rounds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many records were sent; not again.
@@ -199,6 +229,8 @@ pub struct Client {
     pub load: Load,
     /// Its dice.
     pub random: StdRng,
+    /// The round that it is in, and what it may still begin in it.
+    turns: (u64, u64),
 }
 
 impl Client {
@@ -206,7 +238,7 @@ impl Client {
     pub fn new(load: &Load, kind: &str, index: u64, seed: u64) -> Self {
         let name = format!("{kind}-{index}");
         let own = name.bytes().fold(seed, |mixed, byte| crate::value::mix(mixed ^ u64::from(byte)));
-        Self { name, load: load.clone(), random: StdRng::seed_from_u64(own) }
+        Self { name, load: load.clone(), random: StdRng::seed_from_u64(own), turns: (0, 0) }
     }
 
     fn ask(&self, what: What) -> u64 {
@@ -223,6 +255,34 @@ impl Client {
 
     fn violation(&self, rule: u8, what: impl Into<String>) {
         self.note(What::Violation { rule, what: what.into() });
+    }
+
+    /// Whether rounds bound what may be begun.
+    fn is_bounded(&self) -> bool {
+        self.load.rounds().current > 0
+    }
+
+    /// Whether it may begin something.
+    fn has_turn(&mut self) -> bool {
+        let rounds = self.load.rounds();
+        if self.turns.0 != rounds.current {
+            self.turns = (rounds.current, rounds.units);
+        }
+        rounds.current == 0 || self.turns.1 > 0
+    }
+
+    /// Whether it may begin something, which it does.
+    fn take_turn(&mut self) -> bool {
+        let has = self.has_turn();
+        self.turns.1 = self.turns.1.saturating_sub(u64::from(has));
+        has
+    }
+
+    /// Nothing is open: if there is nothing more to begin either, it has done its part of the round.
+    fn rests(&mut self) {
+        if !self.has_turn() {
+            self.load.rounds().done.insert(self.name.clone(), self.turns.0);
+        }
     }
 
     async fn pause(&mut self) {

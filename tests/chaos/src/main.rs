@@ -133,17 +133,17 @@ fn all(run: &Run) -> anyhow::Result<bool> {
             let seed = match (run.from, stands) {
                 (Some(from), _) => from + round,
                 (None, Some(next)) => next,
+                // In a short time only few numbers come: others each time.
                 (None, None) if schedule.fires == Fires::Walk => {
-                    anywhere / WALK * WALK + 1 + anywhere % WALK_BEGINS
+                    let begins = if run.seconds.is_some() { anywhere % WALK_BEGINS } else { 0 };
+                    anywhere / WALK * WALK + 1 + begins
                 }
                 (None, None) => anywhere,
             };
             let report = one(&runtime, schedule, run, seed);
             tally.count(schedule.name, seed, report.as_ref());
-            if schedule.fires == Fires::Walk && report.as_ref().is_some_and(|report| report.fired.is_empty())
-            {
-                println!("{}: the walk ends with {}", schedule.name, seed % WALK);
-                tally.next_walk(schedule.name);
+            if let Some(last) = report.as_ref().and_then(|report| report.walk?.ended) {
+                println!("{}: the walk ends with {last}", schedule.name);
             }
             if let Some(path) = &run.tally {
                 tally.write(path)?;

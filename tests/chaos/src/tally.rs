@@ -7,7 +7,10 @@ use std::{collections::BTreeMap, fs, io::Write as _, path::Path};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
-use crate::{schedule::WALK, world::Report};
+use crate::{
+    schedule::WALK,
+    world::{Report, Walk},
+};
 
 /// Counts of a schedule.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,9 +29,15 @@ pub struct Row {
     pub unknown: u64,
     /// The seed behind the highest that was run: where a later run goes on.
     pub next_seed: u64,
-    /// Walks over every n-th call that have come to their end.
+    /// Walks over every n-th call that began with the first and have come to their end.
     #[serde(default)]
     pub walks: u64,
+    /// The last number of each of them.
+    #[serde(default)]
+    pub lengths: Vec<u64>,
+    /// The walk that has not ended yet began with the first call, and has left out none.
+    #[serde(default)]
+    pub from_first: bool,
 }
 
 /// Counts of all schedules.
@@ -70,24 +79,33 @@ impl Tally {
     pub fn count(&mut self, schedule: &str, seed: u64, report: Option<&Report>) {
         let row = self.schedules.entry(schedule.to_owned()).or_default();
         row.rounds += 1;
+        row.from_first = seed % WALK == 1 || row.from_first && seed == row.next_seed;
         row.next_seed = row.next_seed.max(seed + 1);
         if report.is_none_or(|report| !report.wrong.is_empty()) {
             row.failed.push(seed);
         }
-        let Some(report) = report else { return };
+        let Some(report) = report else {
+            row.from_first = false;
+            return;
+        };
         for (kind, count) in &report.fired {
             *row.fired.entry(kind.clone()).or_default() += count;
         }
         row.sent += report.counts.sent as u64;
         row.acknowledged += report.counts.acknowledged as u64;
         row.unknown += report.counts.unknown as u64;
-    }
-
-    /// A walk has come to its end: the next one begins at the first call.
-    pub fn next_walk(&mut self, schedule: &str) {
-        let row = self.schedules.entry(schedule.to_owned()).or_default();
-        row.walks += 1;
-        row.next_seed = (row.next_seed / WALK + 1) * WALK + 1;
+        match report.walk {
+            // The next one begins at the first call.
+            Some(Walk { ended: Some(last), .. }) => {
+                if row.from_first {
+                    row.walks += 1;
+                    row.lengths.push(last);
+                }
+                row.next_seed = (seed / WALK + 1) * WALK + 1;
+            }
+            Some(Walk { next, ended: None }) => row.next_seed = seed / WALK * WALK + next,
+            None => {}
+        }
     }
 
     /// Adds the counts of another.
@@ -103,6 +121,7 @@ impl Tally {
             ours.acknowledged += theirs.acknowledged;
             ours.unknown += theirs.unknown;
             ours.walks += theirs.walks;
+            ours.lengths.extend(&theirs.lengths);
             ours.next_seed = ours.next_seed.max(theirs.next_seed);
         }
     }
@@ -119,7 +138,10 @@ impl Tally {
             let (failed, acknowledged) = (row.failed.len(), row.acknowledged);
             let rounds = match row.walks {
                 0 => row.rounds.to_string(),
-                walks => format!("{} ({walks} whole walks)", row.rounds),
+                walks => {
+                    let lengths: Vec<_> = row.lengths.iter().map(u64::to_string).collect();
+                    format!("{} ({walks} whole walks, up to n = {})", row.rounds, lengths.join(", "))
+                }
             };
             writeln!(out, "| {name} | {rounds} | {failed} | {fired} | {acknowledged} |")
                 .expect("a string takes everything");
@@ -148,5 +170,21 @@ mod tests {
         let row = &again.schedules["kills"];
         assert_eq!((row.rounds, row.fired["SIGKILL"], row.next_seed, row.failed.len()), (4, 6, 9, 2));
         assert!(again.markdown().contains("| kills | 4 | 2 | 6 SIGKILL | 0 |"));
+    }
+
+    #[test]
+    fn a_walk_counts_as_whole_if_no_number_of_it_was_left_out() {
+        let walked = |next, ended| Report { walk: Some(Walk { next, ended }), ..Report::default() };
+        let mut tally = Tally::default();
+        tally.count("nth", 2 * WALK + 1, Some(&walked(9, None)));
+        assert_eq!(tally.schedules["nth"].next_seed, 2 * WALK + 9);
+        tally.count("nth", 2 * WALK + 9, Some(&walked(4, Some(12))));
+        // One that begins in the middle, and one with a run that came to nothing.
+        tally.count("nth", 3 * WALK + 5, Some(&walked(1, Some(11))));
+        tally.count("nth", 4 * WALK + 1, None);
+        tally.count("nth", 4 * WALK + 9, Some(&walked(1, Some(11))));
+        let row = &tally.schedules["nth"];
+        assert_eq!((row.walks, &row.lengths[..], row.next_seed), (1, &[12][..], 5 * WALK + 1));
+        assert!(tally.markdown().contains("5 (1 whole walks, up to n = 12)"));
     }
 }

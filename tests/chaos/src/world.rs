@@ -59,6 +59,8 @@ pub struct Shape {
     pub settings: Vec<(String, String)>,
     /// How the server makes things durable; chosen by the seed where nothing is said.
     pub sync: Option<&'static str>,
+    /// Few clients, who do so much at a time as the schedule allows them ([`World::round`]).
+    pub short: bool,
 }
 
 /// Where a run's data lies.
@@ -74,7 +76,14 @@ pub enum Disk {
 
 impl Default for Shape {
     fn default() -> Self {
-        Self { disk: Disk::Folder, batches: u64::MAX, proxied: false, settings: Vec::new(), sync: None }
+        Self {
+            disk: Disk::Folder,
+            batches: u64::MAX,
+            proxied: false,
+            settings: Vec::new(),
+            sync: None,
+            short: false,
+        }
     }
 }
 
@@ -91,6 +100,17 @@ pub struct Report {
     pub at_faults: Vec<(u64, u64)>,
     /// How long it took from the end of the faults until no client had anything open.
     pub settled: Duration,
+    /// How far a walk has come.
+    pub walk: Option<Walk>,
+}
+
+/// A walk over all calls of a kind, after a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Walk {
+    /// The number to go on with.
+    pub next: u64,
+    /// The last number that came, if there is none behind it.
+    pub ended: Option<u64>,
 }
 
 /// A run.
@@ -113,6 +133,8 @@ pub struct World {
     readers: JoinSet<()>,
     /// The ids of topics, as the server lists them in the end.
     ids: BTreeMap<String, String>,
+    /// Producers that heed rounds.
+    bounded: usize,
     seed: u64,
     report: Report,
     begun: Instant,
@@ -130,8 +152,13 @@ fn topic_table(seed: u64) -> BTreeMap<String, Topic> {
         .into()
 }
 
-fn topic_settings(name: &str, topic: &Topic, random: &mut StdRng) -> Vec<(&'static str, String)> {
-    let segment = if random.random() { "4096" } else { "16384" };
+fn topic_settings(
+    name: &str,
+    topic: &Topic,
+    short: bool,
+    random: &mut StdRng,
+) -> Vec<(&'static str, String)> {
+    let segment = if random.random() || short { "4096" } else { "16384" };
     let mut settings = match name {
         "plain" => vec![("retention.ms", "-1")],
         "small" => vec![("segment.bytes", segment), ("retention.ms", "-1")],
@@ -140,7 +167,11 @@ fn topic_settings(name: &str, topic: &Topic, random: &mut StdRng) -> Vec<(&'stat
             ("cleanup.policy", "compact"),
             ("min.cleanable.dirty.ratio", "0.01"),
         ],
-        _ => vec![("segment.bytes", "4096"), ("retention.bytes", "20000"), ("retention.ms", "-1")],
+        _ => vec![
+            ("segment.bytes", "4096"),
+            ("retention.bytes", if short { "6000" } else { "20000" }),
+            ("retention.ms", "-1"),
+        ],
     };
     if topic.tombstones_go {
         settings.push(("delete.retention.ms", "50"));
@@ -191,6 +222,7 @@ impl World {
             producers: JoinSet::new(),
             readers: JoinSet::new(),
             ids: BTreeMap::new(),
+            bounded: 0,
             seed,
             report: Report::default(),
             begun: Instant::now(),
@@ -199,7 +231,7 @@ impl World {
         world.start().await?;
         let mut doors = Doors::to(&world.load.endpoint);
         for (name, topic) in world.load.topics.iter() {
-            let settings = topic_settings(name, topic, &mut random);
+            let settings = topic_settings(name, topic, shape.short, &mut random);
             let settings = settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
             let request =
                 v1::CreateTopicRequest { topic: name.clone(), partitions: topic.partitions, settings };
@@ -215,15 +247,20 @@ impl World {
         }
         let (load, seed, batches) = (self.load.clone(), self.seed, shape.batches);
         let client = |kind: &str, index| Client::new(&load, kind, index, seed);
+        if shape.short {
+            self.load.begin_round(0);
+        }
+        // The last says who is there in a short run too.
         let plans = [
-            ("plain", None, false),
-            ("plain", Some("a"), true),
-            ("small", None, true),
-            ("compact", Some("b"), false),
-            ("compact", None, true),
-            ("short", Some("c"), false),
+            ("plain", None, false, false),
+            ("plain", Some("a"), true, false),
+            ("small", None, true, true),
+            ("compact", Some("b"), false, true),
+            ("compact", None, true, false),
+            ("short", Some("c"), false, true),
         ];
-        for ((topic, name, stream), index) in plans.into_iter().zip(0..) {
+        let plans = plans.into_iter().zip(0..).filter(|((.., in_short), _)| *in_short || !shape.short);
+        for ((topic, name, stream, _), index) in plans {
             let plan = dense::Plan {
                 topic: topic.to_owned(),
                 name: name.map(|name| format!("producer-{name}")),
@@ -232,12 +269,14 @@ impl World {
             };
             self.producers.spawn(dense::run(client("dense", index), plan));
         }
-        for (topic, index) in ["plain", "compact"].into_iter().zip(0..) {
+        for (topic, index) in ["plain", "compact"].into_iter().zip(0..).take(if shape.short { 1 } else { 2 })
+        {
             self.producers.spawn(requests::run(client("requests", index), topic.to_owned(), batches));
         }
         let records = batches.saturating_mul(4);
         self.producers.spawn(library::produce(client("library", 0), "small".to_owned(), records));
         self.producers.spawn(topics::run(client("topics", 0), Some("short".to_owned())));
+        self.bounded = self.producers.len();
         for (topic, index) in load.topics.keys().zip(0..) {
             self.readers.spawn(tail::run(client("tail", index), topic.clone()));
         }
@@ -333,9 +372,8 @@ impl World {
     pub async fn kill_or_stop_forgiving(&mut self) {
         if self.random.random() {
             self.kill();
-        } else if let Some(mut server) = self.server.take() {
-            server.signal(rustix::process::Signal::TERM);
-            server.ended().await;
+        } else {
+            self.stop_as_it_may().await;
         }
     }
 
@@ -386,6 +424,28 @@ impl World {
             sleep(LOOK).await;
         }
         Ok(true)
+    }
+
+    /// Has each producer do so much, and waits for it, or until the server has ended; whether it runs.
+    ///
+    /// # Errors
+    /// If neither comes about.
+    pub async fn round(&mut self, units: u64) -> anyhow::Result<bool> {
+        let round = self.load.begin_round(units);
+        let (load, bounded) = (self.load.clone(), self.bounded);
+        self.until("everybody has done his part", || load.done_with(round) == bounded).await
+    }
+
+    /// SIGTERM, and how the server ended.
+    pub async fn stop_as_it_may(&mut self) -> Option<std::process::ExitStatus> {
+        let mut server = self.server.take()?;
+        server.signal(rustix::process::Signal::TERM);
+        Some(server.ended().await)
+    }
+
+    /// How far a walk has come.
+    pub fn walked(&mut self, walk: Walk) {
+        self.report.walk = Some(walk);
     }
 
     /// A moment that no event marks.

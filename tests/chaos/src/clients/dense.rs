@@ -122,7 +122,10 @@ impl Dense {
             if phase == Phase::Finish || is_done {
                 break;
             }
-            if phase == Phase::Work {
+            if self.open.is_empty() {
+                self.client.rests();
+            }
+            if phase == Phase::Work && self.client.has_turn() {
                 if self.plan.name.is_some() && self.client.random.random_bool(0.01) && !self.reborn().await {
                     break;
                 }
@@ -193,7 +196,7 @@ impl Dense {
     /// New batches until the window is full.
     fn fill(&mut self) {
         let window = self.client.random.random_range(1..=WINDOW);
-        while self.open.len() < window && self.left > 0 {
+        while self.open.len() < window && self.left > 0 && self.client.take_turn() {
             self.left -= 1;
             let partition = self.client.random.random_range(0..self.next.len());
             let (producer, epoch) = self.producer;

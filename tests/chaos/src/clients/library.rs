@@ -54,7 +54,10 @@ pub async fn produce(client: Client, topic: String, records: u64) {
         if !works && open.is_empty() || client.load.phase() == Phase::Finish {
             break;
         }
-        if works && open.len() < OPEN {
+        if open.is_empty() {
+            client.rests();
+        }
+        if works && open.len() < OPEN && client.take_turn() {
             left -= 1;
             let number = client.load.take_numbers(1);
             let sent = content(number, compacted);

@@ -63,6 +63,11 @@ impl Requests {
             if self.left == 0 {
                 return;
             }
+            if !self.client.take_turn() {
+                self.client.rests();
+                self.client.pause().await;
+                continue;
+            }
             self.left -= 1;
             let open = self.new_request();
             if !self.until_answered(&open).await {

@@ -10,6 +10,8 @@ use crate::{encode::batch, event::What};
 const BATCH: u32 = 4;
 /// Topics at one time.
 const TOPICS: usize = 6;
+/// Where rounds bound what is begun each of these comes in turn: making, writing, deleting, trimming.
+const IN_TURN: [u32; 4] = [0, 9, 3, 5];
 
 /// Works until the run drains. `trimmed` is the topic whose records it may delete.
 pub async fn run(client: Client, trimmed: Option<String>) {
@@ -17,15 +19,26 @@ pub async fn run(client: Client, trimmed: Option<String>) {
     let mut doors = Doors::to(&client.load.endpoint);
     let mut alive: Vec<String> = Vec::new();
     let mut number = 0;
+    let mut turns = (0..IN_TURN.len()).cycle();
     while client.load.phase() == Phase::Work {
-        let dice = client.random.random_range(0..10);
+        if !client.take_turn() {
+            client.rests();
+            client.pause().await;
+            continue;
+        }
+        let is_bounded = client.is_bounded();
+        let dice = match turns.next() {
+            Some(turn) if is_bounded => IN_TURN[turn],
+            _ => client.random.random_range(0..10),
+        };
+        let few = if is_bounded { 1 } else { 2 };
         if alive.len() < TOPICS && dice < 3 {
             number += 1;
             let topic = format!("tmp-{number}");
             if create(&client, &mut doors, &topic).await {
                 alive.push(topic);
             }
-        } else if alive.len() > 2 && dice < 5 {
+        } else if alive.len() > few && dice < 5 {
             let topic = alive.swap_remove(client.random.random_range(0..alive.len()));
             let op = client.ask(What::Delete { topic: topic.clone() });
             let outcome = within(doors.admin.delete_topic(v1::DeleteTopicRequest { topic })).await;

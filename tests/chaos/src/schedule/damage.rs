@@ -60,7 +60,7 @@ const CHANGES: &[Change] = &[
 ];
 
 /// All files, relative.
-fn files(data: &Path) -> anyhow::Result<Vec<PathBuf>> {
+pub(super) fn files(data: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let (mut found, mut folders) = (Vec::new(), vec![data.to_path_buf()]);
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder)? {

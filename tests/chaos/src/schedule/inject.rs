@@ -1,5 +1,7 @@
 //! System calls that kill, fail or wait, by `strace -D`: the tracer is a process beside the server, which stays the
 //! driver's own child. strace counts per call and per thread; what it did is in its log.
+//!
+//! Not here: kills at every n-th call ([`super::walk`]).
 
 use std::{
     fs,
@@ -13,11 +15,6 @@ use rand::{RngExt as _, seq::IndexedRandom as _};
 use rimstone_tests::server::Setup;
 
 use crate::{clients::Doors, world::World};
-
-/// Records acknowledged under the tracer: a short run, of which every call is walked over.
-const TRACED: u64 = 250;
-/// The same for the one call of which there is one for all partitions.
-const TRACED_GROUPS: u64 = 1_200;
 
 /// Why calls cannot be injected here.
 pub(super) fn why_not() -> Option<String> {
@@ -62,26 +59,6 @@ impl Traced {
     pub(super) fn injected(&self) -> usize {
         fs::read_to_string(&self.log).map_or(0, |text| text.matches("(INJECTED)").count())
     }
-}
-
-/// SIGKILL at the n-th of a call of a thread. If that many do not come, nothing fires.
-pub(super) async fn kill_at(world: &mut World, call: &str, n: u64) -> anyhow::Result<()> {
-    world.acknowledge_more(60).await?;
-    world.kill_or_stop().await;
-    let (setup, _) =
-        Traced::setup(&world.home.clone(), world.setup(), &format!("{call}:signal=SIGKILL:when={n}"));
-    let killed = match world.try_start_as(setup).await {
-        Some(failure) if failure.status.signal() == Some(9) => true,
-        Some(failure) => bail!("the server did not start: {}\n{}", failure.status, failure.output),
-        None => !world.acknowledge_more(if call == "syncfs" { TRACED_GROUPS } else { TRACED }).await?,
-    };
-    if killed {
-        world.fired(&format!("SIGKILL at {call}"));
-    }
-    world.kill();
-    world.start().await?;
-    world.acknowledge_more(60).await?;
-    Ok(())
 }
 
 /// A sync fails once. The server must say so until it is started again, also if later syncs succeed; after that, or
