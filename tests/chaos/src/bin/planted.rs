@@ -97,6 +97,7 @@ struct Driver {
     home: PathBuf,
     sectors: PathBuf,
     server: PathBuf,
+    chaos: PathBuf,
 }
 
 impl Driver {
@@ -109,7 +110,8 @@ impl Driver {
             Ok(copy)
         };
         let (sectors, server) = (own(&arguments.sectors)?, own(&arguments.server)?);
-        let driver = Self { arguments, home, sectors, server };
+        let chaos = own(&arguments.chaos)?;
+        let driver = Self { arguments, home, sectors, server, chaos };
         driver.all_are_known()?;
         Ok(driver)
     }
@@ -219,7 +221,7 @@ impl Driver {
             command.args(["1", &seed.to_string()]).env("RIMSTONE_PLANTED", bug.unwrap_or_default());
             command
         } else {
-            let mut command = Command::new(&self.arguments.chaos);
+            let mut command = Command::new(&self.chaos);
             command.args(["run", "--schedule", schedule, "--from", &seed.to_string(), "--home"]);
             command.arg(&self.home).env("RIMSTONE_BINARY", self.server_with(bug)?);
             command

@@ -4,6 +4,7 @@
 //! Not here: kills at every n-th call ([`super::walk`]).
 
 use std::{
+    collections::HashMap,
     fs,
     os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
@@ -42,7 +43,7 @@ impl Traced {
         let calls: Vec<_> = parts.iter().filter_map(|part| part.split(':').next()).collect();
         // strace 6.1 sends no signals where a filter chooses the calls; everything else is faster with one.
         let filter = (!what.contains("signal=")).then(|| "--seccomp-bpf".to_owned());
-        let words = ["strace", "-D", "-f", "-qq"].map(str::to_owned).into_iter().chain(filter);
+        let words = ["strace", "-D", "-f", "-qq", "-y"].map(str::to_owned).into_iter().chain(filter);
         let words = words.chain([
             "-o".to_owned(),
             log.display().to_string(),
@@ -59,6 +60,22 @@ impl Traced {
     pub(super) fn injected(&self) -> usize {
         fs::read_to_string(&self.log).map_or(0, |text| text.matches("(INJECTED)").count())
     }
+}
+
+/// The calls that were made to fail, with what they were called on. Where another thread came between, a call has two lines,
+/// and the first one has the words.
+fn injected_calls(log: &str) -> Vec<&str> {
+    let (mut begun, mut calls) = (HashMap::new(), Vec::new());
+    for line in log.lines() {
+        let thread = line.split_whitespace().next().unwrap_or_default();
+        if line.contains("<unfinished") {
+            begun.insert(thread, line);
+        } else if line.contains("(INJECTED)") {
+            let whole = begun.get(thread).filter(|_| line.contains(" resumed>"));
+            calls.push(*whole.unwrap_or(&line));
+        }
+    }
+    calls
 }
 
 /// A sync fails once. The server must say so until it is started again, also if later syncs succeed; after that, or
@@ -88,9 +105,12 @@ pub(super) async fn sync_fails(world: &mut World) -> anyhow::Result<()> {
             continue;
         }
         let log = fs::read_to_string(&traced.log)?;
-        let of_all = log.lines().any(|line| line.contains("syncfs(") && line.contains("(INJECTED)"));
+        let calls = injected_calls(&log);
+        let of_all = calls.iter().any(|call| call.contains("syncfs("));
         world.fired(if of_all { "EIO from syncfs" } else { "EIO from fdatasync" });
-        if of_all && !says_unhealthy(world).await? {
+        // Of a segment that records wait for; a file that is not in use yet, or a cache, may fail for itself.
+        let of_segment = calls.iter().any(|call| call.contains(".log>"));
+        if (of_all || of_segment) && !says_unhealthy(world).await? {
             world.wrong("a failed sync is not told: the server calls itself healthy");
         }
         // Readers at the end meanwhile.
