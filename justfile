@@ -91,7 +91,7 @@ power-cut rounds="3":
 sectors images="10000" first="1":
     cargo run --release --locked --package rimstone-store --features recording --example sectors -- {{ images }} {{ first }}
 
-# Ten planted bugs, and whether the general schedules catch each; then the same schedules and seeds without a bug: `--quick`, `--bug retry-sync,trust-index`, `--sector-seeds 40`, `--chaos-seeds 6`
+# Ten planted bugs, and whether the general schedules catch each; then the same schedules and seeds without a bug: `--quick`, `--bug retry-sync,trust-index`, `--sector-seeds 40`, `--chaos-seeds 4`
 planted *arguments:
     cargo build --locked --package rimstone --features planted
     cargo build --locked --release --package rimstone-store --features recording,planted --example sectors

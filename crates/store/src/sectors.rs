@@ -102,10 +102,12 @@ impl std::ops::AddAssign for Summary {
 
 /// Something that must not be.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("seed {seed}, life {life}, place {place} of the journal, image {image}: {what}")]
+#[error("seed {seed} ({sync}), life {life}, place {place} of the journal, image {image}: {what}")]
 pub struct Violation {
     /// The seed of the run.
     pub seed: u64,
+    /// How the store synced, which the seed chooses.
+    pub sync: &'static str,
     /// Which of its lives.
     pub life: u32,
     /// Where in its journal.
@@ -153,7 +155,10 @@ async fn lives(seed: u64, effort: Effort) -> Result<Summary, Box<Violation>> {
     let time = Arc::new(AtomicI64::new(BEGIN));
     let mut summary = Summary::default();
     let mut history = History::default();
-    let failed = |life, place, image: String, what| Box::new(Violation { seed, life, place, image, what });
+    let sync_name = if sync == SyncPreference::Syncfs { "syncfs" } else { "fdatasync" };
+    let failed = |life, place, image: String, what| {
+        Box::new(Violation { seed, sync: sync_name, life, place, image, what })
+    };
     let here = |error: io::Error| failed(0, 0, "none".to_owned(), error.to_string());
     let scratch = Scratch::new().map_err(here)?;
     let mut root = scratch.root("0").map_err(here)?;

@@ -144,6 +144,32 @@ fn protocols_stay_at_the_doors_and_executors_above_the_log() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+/// Recorders and planted bugs are in builds that ask for them by name, and in development builds of tests.
+#[test]
+fn what_is_for_tests_is_in_no_build_that_is_shipped() {
+    let for_tests = |feature: &str| {
+        let feature = feature.rsplit('/').next().unwrap_or_default();
+        ["planted", "recording"].contains(&feature)
+    };
+    let mut there = BTreeSet::new();
+    let mut wrong = Vec::new();
+    for package in metadata().packages {
+        for (name, activates) in &package.features {
+            if for_tests(name) {
+                there.insert(format!("{} {name}", package.name));
+            } else if activates.iter().any(|feature| for_tests(feature)) {
+                wrong.push(format!("{}: feature {name} = {activates:?}", package.name));
+            }
+        }
+        let shipped = package.dependencies.iter().filter(|other| other.kind != DependencyKind::Development);
+        for dependency in shipped.filter(|other| other.features.iter().any(|feature| for_tests(feature))) {
+            wrong.push(format!("{} -> {} {:?}", package.name, dependency.name, dependency.features));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(there.contains("rimstone planted") && there.contains("rimstone-log planted"), "{there:?}");
+}
+
 /// A source file of a crate, comments and strings taken out, tests cut off.
 struct Source {
     /// Short name of the crate.
