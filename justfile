@@ -81,6 +81,12 @@ chaos rounds="10" *arguments:
         --tally target/chaos/tally.json {{ arguments }}
     target/debug/rimstone-chaos tally target/chaos/tally.json
 
+# Ten GiB written, and read again by a group, by a server in a memory cgroup of 256 MiB (root): `just history --gib 1 --mib 64`
+history *arguments:
+    cargo build --release --locked --package rimstone
+    cargo build --locked --package rimstone-chaos
+    RIMSTONE_BINARY=target/release/rimstone target/debug/rimstone-chaos history {{ arguments }}
+
 # Cuts the power during a produce, and during compactions, so many times each (root); RIMSTONE_SEED runs one seed alone.
 power-cut rounds="3":
     cargo build --release --locked

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use crate::{
     event::Stamp,
-    value::{NUMBER_HEADER, content},
+    value::{Content, NUMBER_HEADER, content},
 };
 
 /// The bytes from the attributes on are covered by the batch's CRC.
@@ -12,12 +12,18 @@ const COVERED_FROM: usize = 21;
 
 /// A batch of the records `first..first + count`, all of this create time.
 pub fn batch(first: u64, count: u32, compacted: bool, stamp: Option<Stamp>, time_ms: i64) -> Bytes {
-    let mut body = Vec::new();
-    for index in 0..count {
-        let sent = content(first + u64::from(index), compacted);
+    let contents = (first..first + u64::from(count)).map(|number| content(number, compacted));
+    batch_of(contents, stamp, time_ms)
+}
+
+/// A batch of these records.
+pub fn batch_of(contents: impl Iterator<Item = Content>, stamp: Option<Stamp>, time_ms: i64) -> Bytes {
+    let (mut body, mut count) = (Vec::new(), 0);
+    for (index, sent) in contents.enumerate() {
+        count = index + 1;
         let mut record = vec![0];
         varint(&mut record, 0);
-        varint(&mut record, i64::from(index));
+        varint(&mut record, index as i64);
         field(&mut record, Some(&sent.key));
         field(&mut record, sent.value.as_deref());
         varint(&mut record, 1);

@@ -12,6 +12,7 @@
 //! | [`world`] | a run: a server, its clients, two more starts in the end |
 //! | [`schedule`] | the matrix: what is done to the server |
 //! | [`proxy`] | a network that loses answers |
+//! | [`history`] | much data in little memory |
 //! | [`tally`] | what was run so far |
 //!
 //! Not here: code of the log or of batches that the server shares.
@@ -23,6 +24,7 @@ pub mod encode;
 pub mod event;
 pub mod facts;
 pub mod files;
+pub mod history;
 pub mod proxy;
 pub mod schedule;
 pub mod tally;

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -12,7 +12,7 @@ use clap::{Parser, Subcommand};
 use futures::FutureExt as _;
 use rand::RngExt as _;
 use rimstone_chaos::{
-    schedule::{Fires, SCHEDULES, Schedule, WALK, find},
+    schedule::{Fires, SCHEDULES, Schedule, WALK, find, why_no_cgroup},
     tally::Tally,
     world::Report,
 };
@@ -30,6 +30,18 @@ enum Command {
     List,
     /// Runs schedules, in turn.
     Run(Run),
+    /// Much data, read again by a server in a memory cgroup.
+    History {
+        /// How much data.
+        #[arg(long, default_value_t = 10)]
+        gib: u64,
+        /// How much memory.
+        #[arg(long, default_value_t = 256)]
+        mib: u64,
+        /// Where; it takes as much room as there is data, and is removed.
+        #[arg(long, default_value = "target/chaos/history")]
+        home: PathBuf,
+    },
     /// Adds up tallies and shows them as Markdown.
     Tally {
         /// Files that runs have written.
@@ -75,6 +87,7 @@ fn main() -> ExitCode {
         }
         Command::Tally { files } => add_up(&files).map(|()| true),
         Command::Run(run) => all(&run),
+        Command::History { gib, mib, home } => history(&home, gib, mib).map(|()| true),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
@@ -92,6 +105,17 @@ fn add_up(files: &[PathBuf]) -> anyhow::Result<()> {
         sum.merge(&Tally::read(file)?);
     }
     print!("{}", sum.markdown());
+    Ok(())
+}
+
+fn history(home: &Path, gib: u64, mib: u64) -> anyhow::Result<()> {
+    if let Some(why) = why_no_cgroup() {
+        anyhow::bail!("this machine cannot run it: {why}");
+    }
+    let home = std::path::absolute(home)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let seen = runtime.block_on(rimstone_chaos::history::run(&home, gib, mib))?;
+    println!("{gib} GiB in {mib} MiB: {seen:#?}");
     Ok(())
 }
 

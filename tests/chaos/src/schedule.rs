@@ -10,6 +10,8 @@ mod kills;
 mod power;
 mod walk;
 
+pub use around::{Cgroup, why_no_cgroup};
+
 use std::{future::Future, path::Path, pin::Pin};
 
 use anyhow::ensure;

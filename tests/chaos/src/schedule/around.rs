@@ -32,7 +32,8 @@ pub(super) fn why_no_faketime() -> Option<String> {
     (!Path::new(FAKETIME).exists()).then(|| format!("{FAKETIME} is not there (package faketime)"))
 }
 
-pub(super) fn why_no_cgroup() -> Option<String> {
+/// Why there is no memory cgroup to be had here.
+pub fn why_no_cgroup() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("cgroups need root".to_owned());
     }
@@ -166,7 +167,47 @@ pub(super) async fn few_descriptors(world: &mut World) -> anyhow::Result<()> {
 }
 
 /// A memory cgroup, removed when dropped.
-struct Cgroup(PathBuf);
+#[derive(Debug)]
+pub struct Cgroup(PathBuf);
+
+impl Cgroup {
+    /// Of so many bytes, page cache included.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn new(bytes: u64) -> anyhow::Result<Self> {
+        let group = Path::new(CGROUPS).join(format!("rimstone-chaos-{}", std::process::id()));
+        fs::create_dir_all(&group)?;
+        let group = Self(group);
+        fs::write(group.0.join("memory.limit_in_bytes"), bytes.to_string())?;
+        Ok(group)
+    }
+
+    /// The same server in it.
+    pub fn around(&self, setup: Setup) -> Setup {
+        let enter = format!("echo $$ > {}/tasks; exec \"$@\"", self.0.display());
+        setup.under(["sh", "-c", &enter, "sh"])
+    }
+
+    /// What one of its files says.
+    ///
+    /// # Errors
+    /// If it says something else.
+    pub fn number(&self, file: &str) -> anyhow::Result<u64> {
+        let path = self.0.join(file);
+        fs::read_to_string(&path)?.trim().parse().with_context(|| path.display().to_string())
+    }
+
+    /// Bytes that its processes have of their own: what is no page cache.
+    ///
+    /// # Errors
+    /// If that cannot be read.
+    pub fn own(&self) -> anyhow::Result<u64> {
+        let text = fs::read_to_string(self.0.join("memory.stat"))?;
+        let line = text.lines().find_map(|line| line.strip_prefix("rss "));
+        line.context("memory.stat has a line rss")?.parse().context("a number of bytes")
+    }
+}
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
@@ -176,14 +217,10 @@ impl Drop for Cgroup {
 
 /// All of the load in little memory, page cache included: the server is not killed for it.
 pub(super) async fn little_memory(world: &mut World) -> anyhow::Result<()> {
-    let group = Path::new(CGROUPS).join(format!("rimstone-chaos-{}", std::process::id()));
-    fs::create_dir_all(&group)?;
-    let group = Cgroup(group);
-    fs::write(group.0.join("memory.limit_in_bytes"), MEMORY.to_string())?;
+    let group = Cgroup::new(MEMORY)?;
     world.acknowledge_more(60).await?;
     world.kill_or_stop().await;
-    let enter = format!("echo $$ > {}/tasks; exec \"$@\"", group.0.display());
-    let setup = world.setup().under(["sh", "-c", &enter, "sh"]);
+    let setup = group.around(world.setup());
     world.start_as(setup).await?;
     if !world.acknowledge_more(4_000).await? {
         world.wrong("I4: the server has ended for want of memory");
