@@ -52,7 +52,7 @@ recovery *arguments:
     cargo build --release --locked
     benches/recovery.py {{ arguments }}
 
-# Mutated bytes for what decodes: batch, recovery, flip (`just fuzz flip 36000 --seed 0` flips every bit of the golden directories), index, group-record, catalog-record, grpc or all, for so many seconds each; `--seed N --inputs 1` repeats one.
+# Mutated bytes for what decodes: batch, recovery, flip (`just fuzz flip 36000 --seed 0` flips every bit of the golden directories), change (every file cut to every length, zeroed, taken away, exchanged with every other), index, group-record, catalog-record, grpc or all, for so many seconds each; `--seed N --inputs 1` repeats one.
 fuzz target="all" seconds="60" *arguments:
     cargo run --locked --package rimstone-fuzz -- {{ target }} {{ seconds }} {{ arguments }}
 

@@ -26,10 +26,11 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     Target { name: "batch", run: targets::batch::run, in_tests: 3000 },
     Target { name: "recovery", run: targets::recovery::run, in_tests: 300 },
     Target { name: "flip", run: targets::flip::run, in_tests: 2000 },
+    Target { name: "change", run: targets::change::run, in_tests: 500 },
     Target { name: "index", run: targets::index::run, in_tests: 300 },
     Target { name: "group-record", run: targets::records::group, in_tests: 3000 },
     Target { name: "catalog-record", run: targets::records::catalog, in_tests: 3000 },

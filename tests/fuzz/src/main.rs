@@ -10,7 +10,7 @@ use rimstone_fuzz::{TARGETS, runner};
 /// Fuzzes what decodes.
 #[derive(Debug, Parser)]
 struct Options {
-    /// batch, recovery, flip, index, group-record, catalog-record, grpc or all
+    /// batch, recovery, flip, change, index, group-record, catalog-record, grpc or all
     target: String,
     /// For how long each
     #[arg(default_value_t = 60)]

@@ -1,6 +1,7 @@
 //! What is fuzzed, one file each.
 
 pub mod batch;
+pub mod change;
 pub mod directory;
 pub mod flip;
 pub mod grpc;
