@@ -36,7 +36,7 @@ pub struct ScrubReport {
     pub segments: u64,
     /// Damaged ranges that were not known.
     pub found: u64,
-    /// Partitions that could not be gone over; each was logged.
+    /// Segments and partitions that could not be gone over; each was logged.
     pub failed: u64,
 }
 
@@ -45,6 +45,7 @@ impl ScrubReport {
         self.read = ByteCount(self.read.get() + done.read.get());
         self.segments += u64::from(done.segments);
         self.found += u64::from(done.found);
+        self.failed += u64::from(done.failed);
     }
 }
 
@@ -184,7 +185,10 @@ impl Inner {
             if self.shutdown.is_cancelled() {
                 return;
             }
-            self.metrics.scrub.passed(self.clock.now());
+            // What was left out is not known to be whole.
+            if report.failed == 0 {
+                self.metrics.scrub.passed(self.clock.now());
+            }
             let ScrubReport { read, segments, found, failed } = report;
             let took_s = began.elapsed().as_secs();
             tracing::info!(bytes = read.get(), segments, found, failed, took_s, "scrubbed");

@@ -114,8 +114,11 @@ impl DataDirectory {
         }
         files::sync_directory(&path)?;
         let clean_path = path.join(CLEAN_FILE);
-        let was_clean = files::read_small(&clean_path, 1024)?
-            .is_some_and(|bytes| bytes.len() == 28 && bytes == encode_clean(server_id));
+        let mark = files::read_small(&clean_path, 1024).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the clean mark cannot be read; this is a start after a kill");
+            None
+        });
+        let was_clean = mark.is_some_and(|bytes| bytes.len() == 28 && bytes == encode_clean(server_id));
         if clean_path.exists() {
             // Before anything else is written, so that a crash from here on is seen as one.
             files::remove_file(&clean_path)?;
@@ -351,4 +354,27 @@ fn encode_clean(server_id: Uuid) -> Vec<u8> {
     let check = crc32fast::hash(&out);
     out.extend_from_slice(&check.to_be_bytes());
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clean_mark_that_cannot_be_read_is_none() {
+        let home = tempfile::tempdir().unwrap();
+        let open = || DataDirectory::open(home.path(), Uuid::from_u128(1), Timestamp(0));
+        let directory = open().unwrap();
+        directory.mark_clean().unwrap();
+        drop(directory);
+        let mark = home.path().canonicalize().unwrap().join(CLEAN_FILE);
+        files::bad_sectors::add(&mark, 0..1);
+        let directory = open().unwrap();
+        assert!(!directory.was_clean());
+        assert!(!mark.exists());
+        files::bad_sectors::heal();
+        directory.mark_clean().unwrap();
+        drop(directory);
+        assert!(open().unwrap().was_clean());
+    }
 }

@@ -3,8 +3,14 @@
 use std::{io, path::Path};
 
 use rimstone_types::Offset;
+use rustix::io::Errno;
 
 use crate::producers::Refusal;
+
+/// What says that these bytes cannot be read, and no more. A read through the page cache is told `EIO` whatever the
+/// device said; a direct one is told that (the kernel's `blk_errors`): a medium error, a wrong protection tag, a target that
+/// failed. `EBADMSG` is a check of the file system.
+const UNREADABLE: [Errno; 5] = [Errno::IO, Errno::NODATA, Errno::ILSEQ, Errno::REMOTEIO, Errno::BADMSG];
 
 /// An operation on a file failed.
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +36,9 @@ impl FileError {
 
     /// The disk could not read it.
     pub(crate) fn is_unreadable(&self) -> bool {
-        self.source.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+        self.source
+            .raw_os_error()
+            .is_some_and(|code| UNREADABLE.iter().any(|errno| errno.raw_os_error() == code))
     }
 
     /// No space, or no quota, is left.

@@ -153,6 +153,20 @@ pub(crate) fn read_small(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, Fil
     Ok(Some(content))
 }
 
+/// As [`read_small`]; what the disk cannot read is zeros. Answers also whether all of it could be read.
+pub(crate) fn read_small_around(path: &Path, limit: u64) -> Result<Option<(Vec<u8>, bool)>, FileError> {
+    match read_small(path, limit) {
+        Err(error) if error.is_unreadable() => {}
+        read => return Ok(read?.map(|content| (content, true))),
+    }
+    let file = open_read(path)?;
+    let length = file.metadata().map_err(|error| FileError::new("stat", path, error))?.len().min(limit);
+    let mut content = vec![0; usize::try_from(length).unwrap_or_default()];
+    let read = read_around(&file, path, &mut content, 0)?;
+    content.truncate(read);
+    Ok(Some((content, false)))
+}
+
 /// Removes a file; one that is not there is fine.
 pub(crate) fn remove_file(path: &Path) -> Result<(), FileError> {
     match change::unlink(path) {
@@ -332,20 +346,37 @@ pub(crate) mod bad_sectors {
 
     use super::*;
 
-    thread_local!(static BAD: RefCell<Vec<(PathBuf, Range<u64>)>> = const { RefCell::new(Vec::new()) });
+    use rustix::io::Errno;
+
+    type Bad = (PathBuf, Range<u64>, Errno);
+
+    thread_local!(static BAD: RefCell<Vec<Bad>> = const { RefCell::new(Vec::new()) });
 
     pub(crate) fn add(path: &Path, range: Range<u64>) {
-        BAD.with_borrow_mut(|bad| bad.push((path.to_owned(), range)));
+        add_with(path, range, Errno::IO);
+    }
+
+    /// What a disk says to direct reads; others are always told `EIO`.
+    pub(crate) fn add_with(path: &Path, range: Range<u64>, errno: Errno) {
+        BAD.with_borrow_mut(|bad| bad.push((path.to_owned(), range, errno)));
+    }
+
+    /// Nothing is bad any more.
+    pub(crate) fn heal() {
+        BAD.with_borrow_mut(Vec::clear);
+    }
+
+    pub(crate) fn inode(path: &Path) -> u64 {
+        fs::metadata(path).map_or(0, |found| found.ino())
     }
 
     pub(crate) fn hit(path: &Path, at: u64, length: usize) -> Result<(), FileError> {
         let end = at.saturating_add(length as u64);
-        let is_bad =
-            |(bad, range): &(PathBuf, Range<u64>)| bad == path && range.start < end && at < range.end;
-        if BAD.with_borrow(|bad| bad.iter().any(is_bad)) {
-            return Err(FileError::new("read", path, rustix::io::Errno::IO.into()));
+        let is_bad = |(bad, range, _): &&Bad| bad == path && range.start < end && at < range.end;
+        match BAD.with_borrow(|bad| bad.iter().find(is_bad).map(|(.., errno)| *errno)) {
+            Some(errno) => Err(FileError::new("read", path, errno.into())),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 

@@ -5,6 +5,8 @@
 //! A control batch is not records, and neither is a batch that compaction has emptied. Not here: reading batches
 //! (`reader`).
 
+use std::ops::{ControlFlow, Range};
+
 use bytes::Bytes;
 use rimstone_record::{Batch, BatchHeader};
 use rimstone_types::{Offset, Timestamp};
@@ -54,34 +56,10 @@ impl LogReader {
     ) -> Result<Option<TimedOffset>, LogReadError> {
         let start = self.start();
         let segments = self.shared().segments.load_full();
-        for segment in segments.iter() {
-            if segment.broken.is_some() || segment.totals(access)?.max_time < at {
-                continue;
-            }
-            let found = segment.search(access, |entry| entry.max_time_before < at)?;
-            let mut walker = walker(segment, found.position, access);
-            loop {
-                match walker.step()? {
-                    Step::Frame(at_position, frame) => {
-                        let Content::Batch(header) = frame.content else { break };
-                        if header.base_offset >= until {
-                            return Ok(None);
-                        }
-                        if !header.has_records() || header.max_timestamp < at || last_offset(&header) < start
-                        {
-                            continue;
-                        }
-                        let payload = walker.payload(at_position, &frame)?;
-                        let hit = records(segment, &payload)?
-                            .find(|(offset, time)| *time >= at && *offset >= start)
-                            .map(|(offset, time)| TimedOffset { offset, time });
-                        if hit.is_some() {
-                            return Ok(hit);
-                        }
-                    }
-                    Step::Invalid(..) if walker.resync()? => {}
-                    Step::Invalid(..) | Step::End => break,
-                }
+        for segment in segments.iter().filter(|segment| segment.broken.is_none()) {
+            match if_there(find_time_in(segment, at, start..until, access))? {
+                Some(ControlFlow::Break(found)) => return Ok(found),
+                Some(ControlFlow::Continue(())) | None => {}
             }
         }
         Ok(None)
@@ -99,7 +77,7 @@ impl LogReader {
             if segment.base >= until {
                 break;
             }
-            let totals = segment.totals(access)?;
+            let Some(totals) = if_there(segment.totals(access))? else { continue };
             if totals.records == 0 || totals.next_offset <= start || Some(totals.max_time) <= largest {
                 continue;
             }
@@ -108,7 +86,7 @@ impl LogReader {
                 continue;
             }
             // Only a part of the segment counts.
-            largest = largest.max(max_time_within(segment, start, until, access)?);
+            largest = largest.max(if_there(max_time_within(segment, start, until, access))?.flatten());
         }
         Ok(largest)
     }
@@ -125,17 +103,24 @@ impl LogReader {
             if next <= from || segment.base >= to || segment.broken.is_some() {
                 continue;
             }
-            let (records_below, bytes_below) = if next <= to {
-                (segment.totals(access)?.records, segment.end())
-            } else {
-                let rank = rank(segment, to, access)?;
-                (rank.records, rank.behind)
+            let ranks = || -> Result<_, LogReadError> {
+                let below = if next <= to {
+                    (segment.totals(access)?.records, segment.end())
+                } else {
+                    let rank = rank(segment, to, access)?;
+                    (rank.records, rank.behind)
+                };
+                let before = if segment.base >= from {
+                    (0, START)
+                } else {
+                    let rank = rank(segment, from, access)?;
+                    (rank.records, rank.position)
+                };
+                Ok((below, before))
             };
-            let (records_before, bytes_before) = if segment.base >= from {
-                (0, START)
-            } else {
-                let rank = rank(segment, from, access)?;
-                (rank.records, rank.position)
+            let Some(((records_below, bytes_below), (records_before, bytes_before))) = if_there(ranks())?
+            else {
+                continue;
             };
             extent.records = extent.records.saturating_add(records_below.saturating_sub(records_before));
             extent.bytes += bytes_below.saturating_sub(bytes_before);
@@ -162,24 +147,15 @@ impl LogReader {
             if segment.base >= until {
                 break;
             }
-            if segment.broken.is_some() {
-                return self.append_time_by_reading(offset.max(segment.base), until, access);
-            }
-            let mut before = 0;
-            if segment.base < offset {
-                let rank = rank(segment, offset, access)?;
-                if rank.over_damage {
-                    return self.append_time_by_reading(offset, until, access);
-                }
-                before = rank.records;
-            }
-            if segment.totals(access)?.records <= before {
-                continue;
-            }
-            match record_number(segment, before, until, access)? {
-                Numbered::At(append_time) => return Ok(Some(append_time)),
-                Numbered::Beyond => return Ok(None),
-                Numbered::Damaged => {
+            let numbered = match segment.broken {
+                Some(_) => None,
+                None => if_there(first_at(segment, offset, until, access))?,
+            };
+            match numbered {
+                Some(Numbered::At(append_time)) => return Ok(Some(append_time)),
+                Some(Numbered::Beyond) => return Ok(None),
+                Some(Numbered::NotHere) => {}
+                Some(Numbered::Damaged) | None => {
                     return self.append_time_by_reading(offset.max(segment.base), until, access);
                 }
             }
@@ -209,6 +185,52 @@ impl LogReader {
             from = stored.batch.next_offset();
         }
     }
+}
+
+/// `None`: the file is not there. It was deleted, and who asked looks again from the new start; or it is lost, and holds
+/// as much as one that cannot be read.
+fn if_there<T>(found: Result<T, LogReadError>) -> Result<Option<T>, LogReadError> {
+    match found {
+        Err(LogReadError::File(error)) if error.is_missing() => Ok(None),
+        found => found.map(Some),
+    }
+}
+
+/// The first record of a segment at or after a time, within offsets; `Continue`: there is none in it.
+fn find_time_in(
+    segment: &Segment,
+    at: Timestamp,
+    within: Range<Offset>,
+    access: Access,
+) -> Result<ControlFlow<Option<TimedOffset>>, LogReadError> {
+    if segment.totals(access)?.max_time < at {
+        return Ok(ControlFlow::Continue(()));
+    }
+    let found = segment.search(access, |entry| entry.max_time_before < at)?;
+    let mut walker = walker(segment, found.position, access);
+    loop {
+        match walker.step()? {
+            Step::Frame(at_position, frame) => {
+                let Content::Batch(header) = frame.content else { break };
+                if header.base_offset >= within.end {
+                    return Ok(ControlFlow::Break(None));
+                }
+                if !header.has_records() || header.max_timestamp < at || last_offset(&header) < within.start {
+                    continue;
+                }
+                let payload = walker.payload(at_position, &frame)?;
+                let hit = records(segment, &payload)?
+                    .find(|(offset, time)| *time >= at && *offset >= within.start)
+                    .map(|(offset, time)| TimedOffset { offset, time });
+                if hit.is_some() {
+                    return Ok(ControlFlow::Break(hit));
+                }
+            }
+            Step::Invalid(..) if walker.resync()? => {}
+            Step::Invalid(..) | Step::End => break,
+        }
+    }
+    Ok(ControlFlow::Continue(()))
 }
 
 fn walker(segment: &Segment, position: u64, access: Access) -> Walker<Published<'_>> {
@@ -276,12 +298,35 @@ fn rank(segment: &Segment, offset: Offset, access: Access) -> Result<Rank, LogRe
     Ok(rank)
 }
 
+/// The first record of a segment at or after an offset.
+fn first_at(
+    segment: &Segment,
+    offset: Offset,
+    until: Offset,
+    access: Access,
+) -> Result<Numbered, LogReadError> {
+    let mut before = 0;
+    if segment.base < offset {
+        let rank = rank(segment, offset, access)?;
+        if rank.over_damage {
+            return Ok(Numbered::Damaged);
+        }
+        before = rank.records;
+    }
+    if segment.totals(access)?.records <= before {
+        return Ok(Numbered::NotHere);
+    }
+    record_number(segment, before, until, access)
+}
+
 /// Where a record was looked for by its number.
 enum Numbered {
     /// The append time of its frame.
     At(Timestamp),
     /// At or behind the bound.
     Beyond,
+    /// Not in this segment.
+    NotHere,
     /// Bytes on the way were no frames.
     Damaged,
 }

@@ -102,13 +102,8 @@ impl LogReader {
         while from < range.until {
             let place = self.place(from, range.until)?;
             let collected = match place.read(from, range, access) {
-                // Deleted between the look at the segments and the read: that is out of range, not an error.
-                Err(LogReadError::File(error)) if error.is_missing() && from < self.start() => {
-                    return Err(LogReadError::OutOfRange {
-                        offset: from,
-                        start: self.start(),
-                        end: range.until,
-                    });
+                Err(LogReadError::File(error)) if error.is_missing() => {
+                    return Err(self.gone(&place, from, range.until));
                 }
                 collected => collected?,
             };
@@ -121,6 +116,20 @@ impl LogReader {
             }
         }
         Ok(Vec::new())
+    }
+
+    /// What it means that a segment's file is not there. Deleted between the look at the segments and the read: that is out
+    /// of range. Otherwise it is lost.
+    fn gone(&self, place: &Place, from: Offset, until: Offset) -> LogReadError {
+        let start = self.start();
+        if from < start {
+            return LogReadError::OutOfRange { offset: from, start, end: until };
+        }
+        LogReadError::Damaged {
+            from,
+            until: place.next_base.unwrap_or(until).min(until),
+            reason: format!("{}: the segment file is missing", place.segment.path().display()),
+        }
     }
 
     /// The segment that covers `from`, or the damage that lies in its place.
@@ -176,12 +185,33 @@ impl Place {
 
     fn locate(&self, from: Offset, access: Access) -> Result<Pointed, LogReadError> {
         if let Some(position) = self.segment.hint(from) {
-            return Ok(Pointed { position, may_skip: true });
+            return Ok(Pointed { position, may_skip: true, by: Pointer::Hint });
         }
+        self.indexed(from, access)
+    }
+
+    fn indexed(&self, from: Offset, access: Access) -> Result<Pointed, LogReadError> {
         let delta = from.since(self.segment.base);
         let found = self.segment.search(access, |entry| u64::from(entry.offset_delta) <= delta)?;
-        let may_skip = found.position == START || planted::is(Bug::TrustIndex);
-        Ok(Pointed { position: found.position, may_skip })
+        let pointed = Pointed::at(found.position, Pointer::Index);
+        Ok(Pointed { may_skip: pointed.may_skip || planted::is(Bug::TrustIndex), ..pointed })
+    }
+
+    /// Where to look instead, when there was nothing where something pointed: each time further ahead of it.
+    fn instead(&self, Pointed { position, by, .. }: Pointed, from: Offset) -> Result<Pointed, LogReadError> {
+        match by {
+            Pointer::Hint => {
+                self.segment.forget_hint(from);
+                self.indexed(from, Access::Blocking)
+            }
+            Pointer::Index => {
+                tracing::warn!(segment = %self.segment.path().display(), position, "an index entry was wrong, or damage lies where it points");
+                let delta = from.since(self.segment.base);
+                let within = |entry: &crate::index::IndexEntry| u64::from(entry.offset_delta) <= delta;
+                Ok(Pointed::at(self.segment.search_before(position, within)?.position, Pointer::Start))
+            }
+            Pointer::Start => Ok(Pointed::at(START, Pointer::Start)),
+        }
     }
 
     fn collect(
@@ -191,29 +221,21 @@ impl Place {
         range: ReadRange,
         access: Access,
     ) -> Result<Collected, LogReadError> {
-        let position = pointed.position;
-        match self.walk(pointed, from, range, access)? {
-            // The index or a hint pointed behind the batch, or at no frame at all: it is wrong, the log is not.
-            Walked::Misled if position != START => {
-                if access == Access::Resident {
-                    return Err(LogReadError::NotResident);
-                }
-                tracing::warn!(segment = %self.segment.path().display(), position, "an index entry was wrong");
-                self.segment.replace_index()?;
-                let start = Pointed { position: START, may_skip: true };
-                match self.walk(start, from, range, access)? {
-                    Walked::Misled => Ok(Collected::Nothing),
-                    Walked::Done(collected) => Ok(collected),
-                }
+        let mut pointed = pointed;
+        loop {
+            match self.walk(pointed, from, range, access)? {
+                Walked::Done(collected) => return Ok(collected),
+                Walked::Misled if pointed.position == START => return Ok(Collected::Nothing),
+                Walked::Misled if access == Access::Resident => return Err(LogReadError::NotResident),
+                // It pointed behind the batch, or at no frame at all: it is wrong, or damage lies there.
+                Walked::Misled => pointed = self.instead(pointed, from)?,
             }
-            Walked::Misled => Ok(Collected::Nothing),
-            Walked::Done(collected) => Ok(collected),
         }
     }
 
     fn walk(
         &self,
-        Pointed { position, may_skip }: Pointed,
+        Pointed { position, may_skip, .. }: Pointed,
         from: Offset,
         range: ReadRange,
         access: Access,
@@ -355,6 +377,23 @@ struct Pointed {
     /// The first frame there may begin behind what is looked for: compaction took what was in between. An index
     /// entry lies at or before it.
     may_skip: bool,
+    by: Pointer,
+}
+
+impl Pointed {
+    fn at(position: u64, by: Pointer) -> Self {
+        Self { position, may_skip: position == START, by }
+    }
+}
+
+/// What says where to look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pointer {
+    /// Where a reader stopped.
+    Hint,
+    Index,
+    /// An index that was looked at again; behind it there is only the start.
+    Start,
 }
 
 /// The first frame's place.

@@ -57,6 +57,8 @@ pub(crate) struct Segment {
     hints: Mutex<([(Offset, u64); HINTS], usize)>,
     /// Read since the last sweep: a map that nobody uses is given back.
     touched: AtomicBool,
+    /// Its totals were counted over damage: what is damaged is not in them.
+    pieced: AtomicBool,
     /// What makes the file unreadable as a whole.
     pub(crate) broken: Option<String>,
     /// The file, opened before compaction gave its name to another or took it away: who still reads this segment
@@ -145,6 +147,7 @@ impl Segment {
             writer: Mutex::new(None),
             hints: Mutex::new(([(Offset::MAX, 0); HINTS], 0)),
             touched: AtomicBool::new(false),
+            pieced: AtomicBool::new(false),
             broken,
             replaced: RwLock::new(None),
         }
@@ -316,11 +319,26 @@ impl Segment {
                         builder.add(at, &frame, &batch);
                     }
                 }
-                Step::Invalid(..) if walker.resync()? => {}
-                Step::Invalid(..) | Step::End => break,
+                Step::Invalid(..) => {
+                    self.pieced.store(true, Ordering::Release);
+                    if !walker.resync()? {
+                        break;
+                    }
+                }
+                Step::End => break,
             }
         }
         Ok((builder.entries, builder.totals))
+    }
+
+    /// The totals, if they tell of all that lies below `next`; otherwise of what can be read, if of anything.
+    pub(crate) fn totals_up_to(&self, next: Offset) -> Result<Totals, Option<Totals>> {
+        if self.broken.is_some() {
+            return Err(None);
+        }
+        let totals = self.totals(Access::Blocking).map_err(|_| None)?;
+        let whole = totals.next_offset == next && !self.pieced.load(Ordering::Acquire);
+        if whole { Ok(totals) } else { Err(Some(totals)) }
     }
 
     /// The last index entry of the prefix for which `within` holds; the start of the segment if there is none.
@@ -329,12 +347,6 @@ impl Segment {
         access: Access,
         within: impl Fn(&IndexEntry) -> bool,
     ) -> Result<Found, LogReadError> {
-        let found = |entry: Option<IndexEntry>| {
-            entry.map_or(Found { position: SEGMENT_HEADER_LENGTH as u64, records_before: 0 }, |entry| Found {
-                position: u64::from(entry.position),
-                records_before: u64::from(entry.records_before),
-            })
-        };
         let from = match &self.state.read().index {
             Index::Memory(entries) => return Ok(found(index::search(entries, within))),
             Index::Tail { entries, .. } if entries.first().is_some_and(&within) => {
@@ -364,8 +376,25 @@ impl Segment {
             && header.end <= self.end()
     }
 
-    /// Rebuilds the index file from the log: the one that is there is missing or wrong.
+    /// The same, when an entry has led to a place where nothing is. What the writer has put into memory is right: what lies
+    /// there is damaged, and the entry before it counts. A file is rebuilt.
+    pub(crate) fn search_before(
+        &self,
+        place: u64,
+        within: impl Fn(&IndexEntry) -> bool,
+    ) -> Result<Found, LogReadError> {
+        if let Index::Memory(entries) | Index::Tail { entries, .. } = &self.state.read().index
+            && entries.first().is_some_and(|first| u64::from(first.position) <= place)
+        {
+            let before = entries.partition_point(|entry| u64::from(entry.position) < place);
+            return Ok(found(index::search(&entries[..before], within)));
+        }
+        Ok(found(index::search(&self.replace_index()?, within)))
+    }
+
+    /// Rebuilds the index from the log: the file that is there is missing or wrong.
     pub(crate) fn replace_index(&self) -> Result<Vec<IndexEntry>, LogReadError> {
+        let end = self.end();
         let (entries, totals) = self.rebuild()?;
         if self.replaced.read().is_some() {
             // The index file is the new segment's.
@@ -382,16 +411,14 @@ impl Segment {
             state.index = Index::Memory(whole.clone());
             return Ok(whole);
         }
+        if let Index::Memory(known) = &state.index {
+            // The writer's, or written by nobody: what it has is right, and no file tells of a segment that grows.
+            return Ok(known.clone());
+        }
         drop(state);
         tracing::warn!(segment = %self.path.display(), entries = entries.len(), "an index was rebuilt from the log");
-        let header = IndexHeader {
-            salt: self.header.salt,
-            base: self.base,
-            end: self.end(),
-            last_check: 0,
-            entries: 0,
-            totals,
-        };
+        let header =
+            IndexHeader { salt: self.header.salt, base: self.base, end, last_check: 0, entries: 0, totals };
         if let Err(error) = files::replace_file(&self.index_path(), &index::encode(header, &entries), false) {
             tracing::warn!(%error, "the rebuilt index was not written");
             self.state.write().index = Index::Memory(entries.clone());
@@ -402,6 +429,13 @@ impl Segment {
     /// Where a reader that stopped before `offset` stopped.
     pub(crate) fn hint(&self, offset: Offset) -> Option<u64> {
         self.hints.lock().0.iter().find(|(next, _)| *next == offset).map(|(_, position)| *position)
+    }
+
+    /// Nothing is where a reader stopped before `offset`: it is damaged there, or somebody has changed the file.
+    pub(crate) fn forget_hint(&self, offset: Offset) {
+        for hint in self.hints.lock().0.iter_mut().filter(|(next, _)| *next == offset) {
+            *hint = (Offset::MAX, 0);
+        }
     }
 
     pub(crate) fn remember(&self, next: Offset, position: u64) {
@@ -471,6 +505,14 @@ impl Segment {
     pub(crate) fn source(&self, access: Access, end: u64) -> Published<'_> {
         Published { segment: self, access, end }
     }
+}
+
+/// Where an entry says to begin: at the start of the segment without one.
+fn found(entry: Option<IndexEntry>) -> Found {
+    entry.map_or(Found { position: SEGMENT_HEADER_LENGTH as u64, records_before: 0 }, |entry| Found {
+        position: u64::from(entry.position),
+        records_before: u64::from(entry.records_before),
+    })
 }
 
 /// The interval of rebuilt indexes: the default of `index.interval.bytes`.

@@ -6,6 +6,7 @@ mod damage;
 mod golden;
 mod model;
 mod recovery;
+mod retention;
 mod rules;
 mod sectors;
 mod versions;

@@ -83,9 +83,13 @@ fn decode(slot: &[u8]) -> Option<(PartitionId, u64, LogPosition)> {
     is_one.then_some((partition, u64_at(slot, 20), end))
 }
 
-/// What a witness file says: the newest readable slot of each partition, and which slot that is.
+/// What a witness file says: the newest readable slot of each partition, and which slot that is. Each has a check of its
+/// own, so that damage of the header is no reason to doubt it; a header that is right and says something else is.
 fn read(bytes: &[u8]) -> HashMap<PartitionId, (Slot, LogPosition)> {
     let mut found: HashMap<PartitionId, (Slot, LogPosition)> = HashMap::new();
+    if is_another_kind(bytes) {
+        return found;
+    }
     for (sector, content) in bytes.chunks(SECTOR).enumerate().skip(1) {
         for (number, slot) in content.chunks_exact(SLOT).enumerate() {
             let Some((partition, sequence, end)) = decode(slot) else { continue };
@@ -104,10 +108,7 @@ fn read(bytes: &[u8]) -> HashMap<PartitionId, (Slot, LogPosition)> {
 /// # Errors
 /// [`FileError`].
 pub fn read_witness(path: &Path) -> Result<Vec<(PartitionId, LogPosition)>, FileError> {
-    let bytes = files::read_small(path, WITNESS_BYTES_MAX)?.unwrap_or_default();
-    if !header_is_valid(&bytes) {
-        return Ok(Vec::new());
-    }
+    let (bytes, _) = files::read_small_around(path, WITNESS_BYTES_MAX)?.unwrap_or_default();
     let mut all: Vec<_> = read(&bytes).into_iter().map(|(partition, (_, end))| (partition, end)).collect();
     all.sort_unstable();
     Ok(all)
@@ -122,32 +123,41 @@ fn header() -> [u8; SECTOR] {
     out
 }
 
+/// Whether the header is right, and not ours: another version has written it.
+fn is_another_kind(bytes: &[u8]) -> bool {
+    bytes.len() >= SECTOR && !header_is_valid(bytes) && u32_at(bytes, 508) == crc32fast::hash(&bytes[..508])
+}
+
 fn header_is_valid(bytes: &[u8]) -> bool {
     bytes.len() >= SECTOR && bytes[..SECTOR] == header()
 }
 
 impl Witness {
-    /// Opens the witness, or makes it, and answers the ends that it has. An unreadable one is made anew:
-    /// recovery then reads whole logs instead.
+    /// Opens the witness, or makes it, and answers the ends that it has. Where it is damaged it is made anew, with all
+    /// slots that are right; recovery reads whole logs of partitions without one.
     ///
     /// # Errors
     /// [`FileError`].
     pub fn open(path: &Path) -> Result<(Self, HashMap<PartitionId, LogPosition>), FileError> {
-        let bytes = files::read_small(path, WITNESS_BYTES_MAX)?;
-        let known = match &bytes {
-            Some(bytes) if header_is_valid(bytes) => read(bytes),
-            Some(_) => {
-                tracing::warn!(path = %path.display(), "the witness is not readable; whole logs are read instead");
-                HashMap::new()
+        let found = files::read_small_around(path, WITNESS_BYTES_MAX)?;
+        let is_new = found.is_none();
+        let (mut bytes, readable) = found.unwrap_or_default();
+        let known = read(&bytes);
+        if is_new || !readable || !header_is_valid(&bytes) {
+            if !is_new {
+                let slots = known.len();
+                tracing::warn!(path = %path.display(), slots, "the witness is damaged; where it has no slot whole logs are read instead");
             }
-            None => HashMap::new(),
-        };
-        if !bytes.as_deref().is_some_and(header_is_valid) {
-            files::replace_file(path, &header(), true)?;
+            if bytes.len() < SECTOR || is_another_kind(&bytes) {
+                bytes.clear();
+                bytes.resize(SECTOR, 0);
+            }
+            bytes[..SECTOR].copy_from_slice(&header());
+            // In another file: into a page that cannot be read no slot can be written.
+            files::replace_file(path, &bytes, true)?;
         }
         let file = files::open_read_write(path)?;
-        let used = bytes
-            .map_or(0, |bytes| bytes.len().saturating_sub(SECTOR).div_ceil(2 * SECTOR) * SLOTS_PER_SECTOR);
+        let used = bytes.len().saturating_sub(SECTOR).div_ceil(2 * SECTOR) * SLOTS_PER_SECTOR;
         let taken: std::collections::HashSet<usize> = known.values().map(|(slot, _)| slot.index).collect();
         let witness = Self {
             file,
@@ -265,6 +275,70 @@ mod tests {
             let (_, known) = Witness::open(&path).unwrap();
             let found = known.get(&partition(0)).copied();
             assert!(found == Some(end(1)) || found == Some(end(2)), "byte {at}: {found:?}");
+        }
+    }
+
+    /// Two partitions with two ends each in different sectors.
+    fn filled(path: &Path) -> Vec<u8> {
+        let (mut witness, _) = Witness::open(path).unwrap();
+        for n in 0..200 {
+            witness.record(partition(n), end(u64::from(n))).unwrap();
+            witness.record(partition(n), end(u64::from(n) + 1000)).unwrap();
+        }
+        drop(witness);
+        std::fs::read(path).unwrap()
+    }
+
+    #[test]
+    fn a_damaged_header_costs_no_slot() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("witness");
+        let good = filled(&path);
+        for at in 0..SECTOR {
+            let mut bad = good.clone();
+            bad[at] ^= 1 << (at % 8);
+            std::fs::write(&path, &bad).unwrap();
+            assert_eq!(read_witness(&path).unwrap().len(), 200, "byte {at}");
+            let (mut witness, known) = Witness::open(&path).unwrap();
+            assert_eq!((known.len(), known[&partition(7)]), (200, end(1007)), "byte {at}");
+            assert_eq!(std::fs::read(&path).unwrap(), good, "byte {at}: the header is mended");
+            witness.record(partition(7), end(5000)).unwrap();
+            assert_eq!(Witness::open(&path).unwrap().1[&partition(7)], end(5000));
+        }
+        // A file that is none of it is made anew.
+        for other in [&b""[..], &[7; 100], &good[..300]] {
+            std::fs::write(&path, other).unwrap();
+            assert!(Witness::open(&path).unwrap().1.is_empty());
+            assert_eq!(std::fs::read(&path).unwrap(), header());
+        }
+    }
+
+    #[test]
+    fn a_sector_that_cannot_be_read_costs_its_slots_and_no_start() {
+        for bad in [0..1, 4096..4097, 8192..8200] {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("witness");
+            filled(&path);
+            files::bad_sectors::add(&path, bad.clone());
+            let before = files::bad_sectors::inode(&path);
+            assert!(read_witness(&path).is_ok());
+            let (mut witness, known) = Witness::open(&path).unwrap();
+            assert!((100..200).contains(&known.len()), "{bad:?}: {}", known.len());
+            for (partition, found) in &known {
+                let number = u64::from(partition.partition.0);
+                assert!([end(number), end(number + 1000)].contains(found), "{bad:?}: {number}: {found:?}");
+            }
+            assert_ne!(
+                files::bad_sectors::inode(&path),
+                before,
+                "nothing is written in place where it cannot be read"
+            );
+            for n in 0..200 {
+                witness.record(partition(n), end(u64::from(n) + 2000)).unwrap();
+            }
+            files::bad_sectors::heal();
+            let (_, known) = Witness::open(&path).unwrap();
+            assert_eq!((known.len(), known[&partition(150)]), (200, end(2150)), "{bad:?}");
         }
     }
 }

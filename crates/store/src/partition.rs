@@ -298,6 +298,8 @@ pub struct Scrubbed {
     pub segments: u32,
     /// Damaged ranges that were not known.
     pub found: u32,
+    /// Segments that could not be gone over, damaged or not; each was logged.
+    pub failed: u32,
 }
 
 /// Offsets from one up to, not including, another.

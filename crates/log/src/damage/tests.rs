@@ -376,3 +376,27 @@ fn compaction_takes_a_segment_that_was_written_around_a_loss() {
     });
     assert_eq!(kept.collect::<Vec<_>>(), met, "the gap is there to see");
 }
+
+/// A bad sector, as a device names it to direct reads: found, measured, given up.
+#[test]
+fn a_sector_that_cannot_be_read_is_found_and_can_be_given_up() {
+    let home = tempfile::tempdir().unwrap();
+    let mut log = Log::create(home.path(), ID, config(50_000), Timestamp(0)).unwrap();
+    for n in 0..5 {
+        append(&mut log, &values(1, 20_000, n), 1);
+        sync(&mut log);
+    }
+    let end = log.durable_position();
+    drop(log);
+    let mut log = opened(home.path(), end);
+    files::bad_sectors::add_with(&segment(home.path(), offset(0)), 24_576..24_577, rustix::io::Errno::NODATA);
+    let (found, _) = run(Scrub::whole(log.reader()));
+    assert_eq!(ranges(&found), [(offset(1), offset(2))]);
+    assert_eq!(log.reader().check_segment(offset(1)).unwrap().unwrap().damage, found);
+    accept(&mut log, home.path(), &ranges(&found)).unwrap();
+    assert!(
+        std::fs::read_dir(home.path())
+            .unwrap()
+            .any(|entry| { entry.unwrap().path().extension().is_some_and(|suffix| suffix == "lost") })
+    );
+}

@@ -129,18 +129,21 @@ mod tests {
         }
     }
 
+    /// A direct read is told what the device said, a buffered one always `EIO`.
     #[test]
     fn what_cannot_be_read_is_zeros_and_the_rest_is_there() {
-        let home = tempfile::tempdir().unwrap();
-        let path = home.path().join("f");
-        std::fs::write(&path, [7; 20_000]).unwrap();
-        let file = DiskFile::open(&path).unwrap();
-        crate::files::bad_sectors::add(&path, 8192..8200);
-        let read = file.read(100, 30_000).unwrap();
-        assert_eq!(read.len(), 19_900);
-        for (at, byte) in read.iter().enumerate() {
-            let bad = (8192..12_288).contains(&(at + 100));
-            assert_eq!(*byte, if bad { 0 } else { 7 }, "{at}");
+        for errno in [Errno::IO, Errno::NODATA, Errno::ILSEQ, Errno::REMOTEIO, Errno::BADMSG] {
+            let home = tempfile::tempdir().unwrap();
+            let path = home.path().join("f");
+            std::fs::write(&path, [7; 20_000]).unwrap();
+            let file = DiskFile::open(&path).unwrap();
+            crate::files::bad_sectors::add_with(&path, 8192..8200, errno);
+            let read = file.read(100, 30_000).unwrap_or_else(|error| panic!("{errno:?}: {error}"));
+            assert_eq!(read.len(), 19_900);
+            for (at, byte) in read.iter().enumerate() {
+                let bad = (8192..12_288).contains(&(at + 100));
+                assert_eq!(*byte, if bad { 0 } else { 7 }, "{errno:?}: {at}");
+            }
         }
     }
 }

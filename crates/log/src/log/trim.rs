@@ -11,9 +11,10 @@ use crate::{
     config::LogConfig,
     error::FileError,
     files,
+    frame::Totals,
     reader::LogReader,
     retention::{self, RetentionPlan, SegmentFacts},
-    segment::{Access, Segment},
+    segment::Segment,
     snapshot,
 };
 
@@ -56,14 +57,19 @@ impl Log {
     pub fn plan_retention(reader: &LogReader, config: &LogConfig, now: Timestamp) -> RetentionPlan {
         let segments = reader.shared().segments.load_full();
         let mut facts = Vec::with_capacity(segments.len());
-        for pair in segments.windows(2) {
-            let max_time = match pair[0].totals(Access::Blocking) {
-                // Without a record it goes by when its batches were taken.
-                Ok(totals) if totals.records == 0 => Some(totals.last_append),
-                Ok(totals) => Some(totals.max_time),
-                // A segment that cannot be read is not judged by its age.
-                Err(_) => None,
+        // Newest first: what is damaged, or lies before a hole, goes no sooner than the next one that is whole. What can
+        // be read of it may be its older part, and of the rest nobody knows more than that it is older than that one.
+        let mut behind =
+            segments.last().and_then(|active| active.known_totals()).and_then(|totals| age(&totals));
+        for pair in segments.windows(2).rev() {
+            let max_time = match pair[0].totals_up_to(pair[1].base) {
+                Ok(totals) => age(&totals),
+                Err(readable) => {
+                    let readable = readable.and_then(|totals| age(&totals));
+                    behind.map(|behind| readable.map_or(behind, |readable| readable.max(behind)))
+                }
             };
+            behind = max_time;
             facts.push(SegmentFacts {
                 base: pair[0].base,
                 next: pair[1].base,
@@ -71,9 +77,17 @@ impl Log {
                 max_time,
             });
         }
+        facts.reverse();
         let active = segments.last().map_or(0, |segment| segment.end());
         retention::plan(&facts, active, reader.start(), config, now)
     }
+}
+
+/// The time that a segment with these totals is judged by. Without a record it goes by when its batches were taken;
+/// without a batch, by nothing.
+fn age(totals: &Totals) -> Option<Timestamp> {
+    let time = if totals.records == 0 { totals.last_append } else { totals.max_time };
+    (totals.frames > 0).then_some(time)
 }
 
 /// A segment that is no longer part of the log.

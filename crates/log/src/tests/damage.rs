@@ -288,3 +288,104 @@ fn a_file_that_is_cut_under_an_open_log_is_named_when_it_is_read() {
         }
     }
 }
+
+/// Who goes on at damage again and again reads what lies around it, not all of the segment, and writes nothing.
+#[test]
+fn damage_that_is_met_again_costs_no_walk_and_no_index() {
+    for active in [false, true] {
+        let directory = tempfile::tempdir().unwrap();
+        let size = if active { 8 << 20 } else { 2 << 20 };
+        let mut log = Log::create(directory.path(), ID, config(size), Timestamp(0)).unwrap();
+        for n in 0..3000 {
+            append(&mut log, &values(1, 1000, n), n as i64);
+            if n % 50 == 0 {
+                sync(&mut log);
+            }
+        }
+        sync(&mut log);
+        let range = |from| ReadRange { from: offset(from), until: offset(1500), bytes: 1 };
+        let reader = log.reader();
+        // The header of the frame at offset 1000: a reader that stopped before it has a hint that points there.
+        let path = files::offset_path(directory.path(), offset(0), "log");
+        let content = std::fs::read(&path).unwrap();
+        let wanted = values(1, 1000, 1000)[0].clone();
+        let at = content.windows(20).position(|window| window == &wanted[..20]).unwrap();
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[0; 60], at as u64 - 120).unwrap();
+        log.sweep_maps();
+        log.sweep_maps();
+        let index = path.with_extension("idx");
+        assert_eq!(index.exists(), !active);
+        reader.read(range(999), Access::Blocking).unwrap();
+        let damaged = |reader: &crate::LogReader| match reader.read(range(1000), Access::Blocking) {
+            Err(LogReadError::Damaged { from, until, .. }) => {
+                assert_eq!((from, until), (offset(1000), offset(1001)))
+            }
+            other => panic!("{other:?}"),
+        };
+        damaged(&reader);
+        let written = std::fs::read(&index).ok();
+        let inode = files::bad_sectors::inode(&index);
+        for _ in 0..3 {
+            reader.read(range(999), Access::Blocking).unwrap();
+            let before = files::bytes_read();
+            damaged(&reader);
+            let read = files::bytes_read() - before;
+            assert!(read < 200_000, "{read} bytes for damage that is known, active: {active}");
+        }
+        assert_eq!(std::fs::read(&index).ok(), written, "active: {active}");
+        assert_eq!(files::bad_sectors::inode(&index), inode, "active: {active}");
+        assert_eq!(index.exists(), !active, "nothing is written for a segment that grows");
+    }
+}
+
+/// A file that goes under a running log is named as lost from where it is asked for, never as a failure; what other
+/// segments hold is served.
+#[test]
+fn a_file_that_goes_under_an_open_log_is_named_when_it_is_read() {
+    for warm in [false, true] {
+        let directory = tempfile::tempdir().unwrap();
+        let mut log = Log::create(directory.path(), ID, config(60_000), Timestamp(0)).unwrap();
+        for n in 0..24 {
+            append(&mut log, &values(1, 9000, n), n as i64);
+            sync(&mut log);
+        }
+        let end = log.durable_position();
+        drop(log);
+        let (mut log, _) = open(directory.path(), 60_000, Some(end), false);
+        if warm {
+            assert_eq!(read_all(&log, 1 << 20).0.len(), 24);
+        }
+        let bases = files::list_offsets(directory.path(), "log").unwrap();
+        assert!(bases.len() > 3);
+        std::fs::remove_file(files::offset_path(directory.path(), bases[1], "log")).unwrap();
+        if warm {
+            // Who has it mapped still reads it; and then nobody has.
+            let (found, damage) = read_all(&log, 1 << 20);
+            assert_eq!((found.len(), damage), (24, Vec::new()));
+            log.sweep_maps();
+            log.sweep_maps();
+        }
+        let (found, damage) = read_all(&log, 1 << 20);
+        assert_eq!(damage, [(bases[1], bases[2])], "warm: {warm}");
+        assert_eq!(found.len() as u64, 24 - bases[2].since(bases[1]), "warm: {warm}");
+        let reader = log.reader();
+        for from in 0..24 {
+            reader.count(offset(from), end.offset, Access::Blocking).unwrap();
+            reader.max_time(end.offset, Access::Blocking).unwrap();
+            for result in [
+                reader.find_time(Timestamp(from as i64), end.offset, Access::Blocking).map(drop),
+                reader.append_time_at(offset(from), end.offset, Access::Blocking).map(drop),
+            ] {
+                assert!(matches!(result, Ok(()) | Err(LogReadError::Damaged { .. })), "{result:?}");
+            }
+        }
+        // What is deleted is out of range, and no damage.
+        for removed in log.advance_start(bases[1].saturating_add(1)) {
+            removed.unlink().unwrap();
+        }
+        let gone = reader.read(ReadRange { from: bases[1], until: end.offset, bytes: 1 }, Access::Blocking);
+        assert!(matches!(gone, Err(LogReadError::OutOfRange { .. })), "{gone:?}");
+        append(&mut log, &values(1, 1, 1), 99);
+    }
+}

@@ -204,6 +204,7 @@ impl LocalPartition {
                     }
                 }
                 Err(error) => {
+                    done.failed += 1;
                     tracing::warn!(partition = %self.id, %error, "a segment was not checked");
                 }
             }

@@ -109,6 +109,10 @@ impl LocalPartition {
         match error {
             LogReadError::OutOfRange { offset, start, end } => ReadError::OutOfRange { offset, start, end },
             LogReadError::Damaged { from, until, reason } => {
+                // A topic that is deleted meanwhile takes its files with it: that is nobody's loss.
+                if let Err(error) = self.check_open() {
+                    return ReadError::Store(error);
+                }
                 // Told of once, however often it is read.
                 if self.damage.met(from, until, &reason) {
                     Counters::add(&self.shared.counters.damaged_ranges, 1);
