@@ -4,6 +4,7 @@ mod checkpoints;
 mod cuts;
 mod damage;
 mod golden;
+mod images;
 mod model;
 mod recovery;
 mod retention;

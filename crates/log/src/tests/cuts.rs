@@ -115,7 +115,7 @@ fn what_is_said_not_to_be_stored_does_not_come_back() {
 }
 
 /// A directory in memory, where there is such a file system: images are many.
-fn recorded() -> tempfile::TempDir {
+pub(super) fn recorded() -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
     let builder = tempfile::Builder::new().prefix("rimstone-log-").to_owned();
     if memory.is_dir() { builder.tempdir_in(memory).unwrap() } else { builder.tempdir().unwrap() }
