@@ -14,7 +14,10 @@ use std::{
     collections::{BTreeMap, HashMap},
     fs::{self, File},
     io,
-    os::unix::fs::{FileExt, MetadataExt},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{FileExt, MetadataExt},
+    },
     path::{Component, Path, PathBuf},
     sync::{
         Arc, Weak,
@@ -275,6 +278,12 @@ impl Recorder {
     }
 }
 
+/// Whether an open file lies below a directory, or lay there when its name was taken away. Its inode does not tell: that
+/// of a file that is gone may be another's now.
+fn lies_below(file: &File, root: &Path) -> bool {
+    fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).is_ok_and(|path| path.starts_with(root))
+}
+
 fn inode(metadata: &fs::Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
@@ -303,9 +312,7 @@ impl Call<'_> {
             Call::Write { file, .. }
             | Call::Truncate { file, .. }
             | Call::Sync { on: file }
-            | Call::SyncFileSystem { on: file } => file
-                .metadata()
-                .is_ok_and(|metadata| recorder.state.lock().inodes.contains_key(&inode(&metadata))),
+            | Call::SyncFileSystem { on: file } => lies_below(file, &recorder.root),
         }
     }
 }

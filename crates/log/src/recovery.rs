@@ -302,12 +302,18 @@ impl Recovery<'_> {
         Ok(attested)
     }
 
-    /// Where whole, linked frames end that begin at the attested end.
-    fn valid_end(&mut self, attested: LogPosition, log_start: Offset) -> Result<End, LogReadError> {
-        for segment in &self.segments {
-            if segment.broken.is_some() && segment.base >= attested.segment {
-                // An error if that is so because it cannot be read.
-                Readable(segment).load(0, SEGMENT_HEADER_LENGTH)?;
+    /// Where the attested end lies in what is there, or what stands for it.
+    fn attested_place(&mut self, attested: LogPosition, log_start: Offset) -> End {
+        if attested.offset <= log_start {
+            // All below the log start was durable, and was deleted in any order: what is left of it says nothing. The log
+            // is what begins with the segment of the log start.
+            let below = self.segments.partition_point(|segment| segment.base <= log_start);
+            if let Some(number) = below.checked_sub(1)
+                && self.segments[number].base > attested.segment
+                && self.segments[number].broken.is_none()
+            {
+                let (offset, position) = (self.segments[number].base, SEGMENT_HEADER_LENGTH as u64);
+                return End { number, position, offset, sealed: false, lost: false };
             }
         }
         let number =
@@ -317,29 +323,32 @@ impl Recovery<'_> {
             segment.base != attested.segment || segment.broken.is_some() || segment.end() < attested.position;
         let mut end =
             End { number, position: attested.position, offset: attested.offset, sealed: false, lost };
-        if lost {
-            if segment.base != attested.segment {
-                // The position is one in another file: all of this one lies before it.
-                end.position = segment.end();
+        if segment.base != attested.segment {
+            // The position is one in another file: all of this one lies before it.
+            end.position = segment.end();
+        }
+        if lost && attested.offset > log_start {
+            tracing::error!(
+                partition = %self.id, segment = %attested.segment, position = attested.position,
+                "acknowledged data is missing: the segment file is gone, shorter or unreadable; the log goes on behind it"
+            );
+            self.report.damaged_ranges += 1;
+            self.report.suspects.push(segment.base);
+        }
+        end
+    }
+
+    /// Where whole, linked frames end that begin at the attested end.
+    fn valid_end(&mut self, attested: LogPosition, log_start: Offset) -> Result<End, LogReadError> {
+        for segment in &self.segments {
+            if segment.broken.is_some() && segment.base >= attested.segment {
+                // An error if that is so because it cannot be read.
+                Readable(segment).load(0, SEGMENT_HEADER_LENGTH)?;
             }
-            if attested.offset > log_start {
-                tracing::error!(
-                    partition = %self.id, segment = %attested.segment, position = attested.position,
-                    "acknowledged data is missing: the segment file is gone, shorter or unreadable; the log goes on behind it"
-                );
-                self.report.damaged_ranges += 1;
-                self.report.suspects.push(segment.base);
-                return Ok(end);
-            }
-            // It was deleted after it had been attested. The log is what begins with the segment of the log start.
-            let first = self.segments.partition_point(|segment| segment.base <= log_start);
-            let first = self.segments[..first].iter().rposition(|segment| segment.base > attested.segment);
-            let Some(first) = first.filter(|first| self.segments[*first].broken.is_none()) else {
-                return Ok(end);
-            };
-            let offset = self.segments[first].base;
-            let position = SEGMENT_HEADER_LENGTH as u64;
-            end = End { number: first, position, offset, sealed: false, lost: false };
+        }
+        let mut end = self.attested_place(attested, log_start);
+        if end.lost {
+            return Ok(end);
         }
         let mut previous_check = None;
         loop {

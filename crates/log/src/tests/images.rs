@@ -94,6 +94,8 @@ struct World {
     segment_bytes: u64,
     server: Option<Server>,
     staged: Vec<Staged>,
+    /// What was undone, and the place at which that was said: before it, it may be there.
+    undone: Vec<(usize, Vec<Staged>)>,
     /// All log starts that were asked for.
     asked: Vec<u64>,
     promises: Vec<Promise>,
@@ -120,6 +122,7 @@ impl World {
             segment_bytes,
             server: None,
             staged: Vec::new(),
+            undone: Vec::new(),
             asked: vec![0],
             promises: Vec::new(),
             now: 1_000_000,
@@ -234,7 +237,10 @@ impl World {
             assert!(failure.undone.is_ok(), "{failure:?}");
             log.plan_failed(plan, &failure);
             let end = log.staged_end().get();
-            self.forget_from(end);
+            let undone = self.forget_from(end);
+            if !undone.is_empty() {
+                self.undone.push((self.recorder.position(), undone));
+            }
             return false;
         }
         self.written.extend(plan.files());
@@ -351,6 +357,11 @@ impl World {
         // Before the first promise the partition is being made.
         let place = journal.events.len().saturating_sub(back).max(self.promises[0].place);
         let promised = *self.promises.iter().rfind(|promise| promise.place <= place).unwrap();
+        let undone = std::mem::take(&mut self.undone);
+        if let Some((_, mut then)) = undone.into_iter().find(|(told, _)| *told > place) {
+            self.forget_from(then[0].base);
+            self.staged.append(&mut then);
+        }
         let mut images = Images::new(&journal);
         images.advance(place);
         let image = images.power_cut(seed);
@@ -371,9 +382,11 @@ impl World {
     }
 
     /// Batches from an offset on are not there any more.
-    fn forget_from(&mut self, end: u64) {
-        self.staged.truncate(self.staged.partition_point(|staged| staged.base < end));
+    fn forget_from(&mut self, end: u64) -> Vec<Staged> {
+        let first = self.staged.partition_point(|staged| staged.base < end);
+        let gone = self.staged.split_off(first);
         assert_eq!(self.end(), end, "a batch is there in part, or more than was sent");
+        gone
     }
 
     /// Starts on what is there, for the first time or after something was promised.

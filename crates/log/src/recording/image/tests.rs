@@ -153,3 +153,24 @@ fn recorders_do_not_hear_each_other() {
     change::create_new(&other.path("g")).unwrap();
     assert!(!one.path("g").exists());
 }
+
+/// The inode of a file that is gone may be that of a file of somebody else.
+#[test]
+fn what_does_not_lie_below_the_root_is_not_recorded() {
+    let place = place();
+    let path = place.path("f");
+    let file = change::create_new(&path).unwrap();
+    change::write_at(&file, b"x", 0).unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    std::fs::rename(&path, elsewhere.path().join("f")).unwrap();
+    let before = place.recorder.position();
+    change::write_at(&file, b"y", 1).unwrap();
+    assert_eq!(place.recorder.position(), before);
+    // One that was taken away and is still open is.
+    let file = change::create_new(&place.path("g")).unwrap();
+    change::unlink(&place.path("g")).unwrap();
+    let before = place.recorder.position();
+    change::write_at(&file, b"z", 0).unwrap();
+    change::sync_data(&file).unwrap();
+    assert_eq!(place.recorder.position(), before + 3);
+}
