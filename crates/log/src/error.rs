@@ -41,6 +41,11 @@ impl FileError {
             .is_some_and(|code| UNREADABLE.iter().any(|errno| errno.raw_os_error() == code))
     }
 
+    /// The disk could not read it, or it is larger than any that was ever written: what it held is gone.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.is_unreadable() || self.source.kind() == io::ErrorKind::InvalidData
+    }
+
     /// No space, or no quota, is left.
     pub fn is_full(&self) -> bool {
         matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)

@@ -64,7 +64,7 @@ pub(crate) fn newest(
         }
         let path = files::offset_path(directory, offset, files::PRODUCERS_SUFFIX);
         let bytes = match files::read_small(&path, SNAPSHOT_BYTES_MAX) {
-            Err(error) if error.is_unreadable() => {
+            Err(error) if error.is_lost() => {
                 tracing::warn!(%error, "a producer snapshot is not readable");
                 continue;
             }
@@ -170,7 +170,7 @@ pub fn read_log_start(directory: &Path) -> Result<Option<Offset>, FileError> {
     let path = directory.join(files::LOG_START_FILE);
     let bytes = match files::read_small(&path, 64) {
         // As if it were damaged.
-        Err(error) if error.is_unreadable() => Vec::new(),
+        Err(error) if error.is_lost() => Vec::new(),
         read => match read? {
             Some(bytes) => bytes,
             None => return Ok(Some(Offset::ZERO)),

@@ -534,3 +534,25 @@ fn offsets_below_the_log_start_are_not_given_out_again() {
         }
     }
 }
+
+/// What is larger than any log start, or mark of a clean stop, is as good as none. Found by exchanged files.
+#[test]
+fn files_that_are_too_large_to_be_what_they_are_named_stop_nothing() {
+    let (directory, mut log) = new_log(600);
+    for n in 0..8 {
+        append(&mut log, &values(1, 100, n), 1);
+    }
+    sync(&mut log);
+    drop(log);
+    std::fs::write(directory.path().join(files::LOG_START_FILE), [7; 4096]).unwrap();
+    let (log, _) = open(directory.path(), 600, None, false);
+    assert_eq!((log.reader().start(), read_all(&log, 1000).0.len()), (offset(0), 8));
+    let home = tempfile::tempdir().unwrap();
+    let data = crate::DataDirectory::open(home.path(), uuid::Uuid::from_u128(1), Timestamp(0)).unwrap();
+    data.mark_clean().unwrap();
+    drop(data);
+    std::fs::write(home.path().join("clean"), [7; 4096]).unwrap();
+    let data = crate::DataDirectory::open(home.path(), uuid::Uuid::from_u128(2), Timestamp(0)).unwrap();
+    assert!(!data.was_clean());
+    assert_eq!(data.server_id(), uuid::Uuid::from_u128(1));
+}
