@@ -175,7 +175,7 @@ async fn one(world: &mut World, facts: &Facts, case: &Case, data: &Path) -> anyh
         let setup = world.setup().data(data).setting("storage.maintenance_interval", "1h");
         let setup = setup.setting("storage.compaction_interval", "1h");
         if let Some(failure) = world.try_start_as(setup).await {
-            let named = failure.status.signal().is_none() && failure.output.contains("rimstone");
+            let named = failure.status.signal().is_none() && failure.output.contains("error: ");
             if !may_refuse(case) || !named {
                 world.wrong(format!(
                     "{case:?}: start {start} ended with {}: {}",
