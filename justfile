@@ -60,8 +60,8 @@ fuzz target="all" seconds="60" *arguments:
 golden version:
     test ! -e tests/golden/{{ version }}
     cargo run --locked --package rimstone-log --example golden -- tests/golden/{{ version }}
-    cargo run --locked --package rimstone-log --example golden -- tests/golden/{{ version }}-compacted compacted
-    cargo run --locked --package rimstone-log --example golden -- tests/golden/{{ version }}-given-up given-up
+    for kind in compacted given-up codecs passed-by checkpoint; do \
+        cargo run --locked --package rimstone-log --example golden -- tests/golden/{{ version }}-$kind $kind; done
 
 # Kills the server five times during a produce, and shows how far it was.
 kills:

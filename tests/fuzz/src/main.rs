@@ -31,6 +31,9 @@ fn main() -> anyhow::Result<ExitCode> {
     anyhow::ensure!(!chosen.is_empty(), "no target {:?}", options.target);
     let first = options.seed.unwrap_or_else(|| rand::rng().random_range(0..1 << 48));
     for target in chosen {
+        if target.name == "flip" {
+            println!("flip: {} bits there are", rimstone_fuzz::targets::flip::total());
+        }
         match runner::run(target, first, options.inputs, Duration::from_secs(options.seconds)) {
             Ok(done) => println!(
                 "{}: {} inputs from seed {first} on, {} of them taken for valid; nothing found",

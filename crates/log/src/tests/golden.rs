@@ -1,7 +1,7 @@
 //! Directories that released format versions wrote are read by this build, and are still what they were.
 
 use super::*;
-use crate::{DataDirectory, WITNESS_FILE, Witness};
+use crate::{CHECKPOINTS_FILE, Checkpoints, DataDirectory, WITNESS_FILE, Witness};
 
 fn root() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden")
@@ -49,12 +49,17 @@ fn they_hold_what_they_held() {
             copy_tree(&case, copy.path());
             let data = DataDirectory::open(&copy.path().join("data"), uuid::Uuid::from_u128(1), Timestamp(0))
                 .unwrap();
-            assert_eq!(data.was_clean(), name == "clean" || name == "trimmed", "{name}");
+            let is_clean = ["clean", "trimmed", "codecs"].contains(&name.as_str());
+            assert_eq!(data.was_clean(), is_clean, "{name}");
             let (_, known) = Witness::open(&data.path().join(WITNESS_FILE)).unwrap();
             let id = data.partitions().unwrap()[0];
             let options =
                 OpenOptions { clean: data.was_clean(), witness: known.get(&id).copied(), now: Timestamp(1) };
-            let (log, report) = Log::open(&data.partition_path(id), id, config(1200), options).unwrap();
+            let (_, mut checkpoints) = Checkpoints::open(&data.path().join(CHECKPOINTS_FILE)).unwrap();
+            let checkpoint = checkpoints.remove(&id);
+            assert_eq!(checkpoint.is_some(), name == "checkpoint");
+            let (log, report) =
+                Log::open_from(&data.partition_path(id), id, config(1200), options, checkpoint).unwrap();
             assert_eq!(report.from_caches, data.was_clean(), "{name}");
             assert_eq!(report.torn_bytes > 0, name == "torn", "{name}");
             assert_eq!(report.superseded > 0, name == "superseded", "{name}");
@@ -62,7 +67,19 @@ fn they_hold_what_they_held() {
             let (found, damage) = read_nullable(&log);
             let found: String = found.iter().map(|(offset, value)| format!("{offset} {value}\n")).collect();
             assert_eq!(found, expected, "{name}");
-            let lost = if name == "rotten" { vec![(offset(0), offset(2))] } else { Vec::new() };
+            if name == "checkpoint" {
+                assert!(report.scanned_bytes < 2000, "a checkpoint that counts: {report:?}");
+                assert_eq!(report.rewritten_bytes, 182, "{report:?}");
+            }
+            let passed_by = log.segments().iter().map(|segment| segment.header.passed_by).max();
+            let expected = match name.as_str() {
+                "passed-by" => 1,
+                "given-up" => u32::MAX,
+                _ => 0,
+            };
+            assert_eq!(passed_by, Some(expected), "{name}");
+            let rotten = ["rotten", "passed-by"].contains(&name.as_str());
+            let lost = if rotten { vec![(offset(0), offset(2))] } else { Vec::new() };
             assert_eq!(damage, lost, "{name}");
             assert_eq!(report.damaged_ranges, 0, "{name}: a start does not look at bodies");
             let given_up = crate::damage::accepted_losses(&data.partition_path(id)).unwrap();
@@ -75,7 +92,39 @@ fn they_hold_what_they_held() {
             seen += 1;
         }
     }
-    assert!(seen >= 8);
+    assert!(seen >= 11);
+}
+
+/// Every compression that the format has, and what is no record, was really there.
+#[test]
+fn the_codecs_are_all_there() {
+    let data = root().join("v1-codecs/codecs/data");
+    let id = crate::list_partitions(&data).unwrap()[0];
+    let path = crate::partition_path(&data, id);
+    let mut seen = std::collections::BTreeMap::<_, usize>::new();
+    for base in crate::inspect::segments(&path).unwrap() {
+        let view = crate::inspect::SegmentView::open(&path, base).unwrap();
+        view.each(|item| {
+            let crate::inspect::Item::Batch { header, .. } = item else { return };
+            let kind = match (header.is_control(), header.is_append_time()) {
+                (true, _) => "control",
+                (_, true) => "append time",
+                _ => header.compression().name(),
+            };
+            *seen.entry(kind).or_default() += 1;
+        })
+        .unwrap();
+    }
+    let kinds = [
+        ("none", 20),
+        ("lz4", 1),
+        ("gzip", 1),
+        ("snappy", 2),
+        ("zstd", 1),
+        ("append time", 1),
+        ("control", 1),
+    ];
+    assert_eq!(seen, kinds.into_iter().collect());
 }
 
 fn read_nullable(log: &Log) -> (Vec<(Offset, String)>, Damage) {
@@ -85,6 +134,10 @@ fn read_nullable(log: &Log) -> (Vec<(Offset, String)>, Damage) {
         match log.reader().read(ReadRange { from, until: ends.durable, bytes: 400 }, Access::Blocking) {
             Ok(batches) => {
                 for stored in batches {
+                    if stored.batch.header().is_control() {
+                        from = from.max(stored.batch.next_offset());
+                        continue;
+                    }
                     for record in stored.batch.records(&crate::inspect::LIMITS).unwrap().map(Result::unwrap) {
                         let value = record
                             .value

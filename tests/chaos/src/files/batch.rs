@@ -1,6 +1,6 @@
 //! Record batches.
 
-use std::io::Read as _;
+use std::{borrow::Cow, io::Read};
 
 use anyhow::{Context as _, bail, ensure};
 
@@ -56,23 +56,48 @@ pub(super) fn records(header: &Header, batch: &[u8], compacted: bool) -> anyhow:
     if header.control {
         return Ok(Vec::new());
     }
-    let mut decompressed = Vec::new();
-    let body = match header.attributes & 7 {
-        0 => &batch[HEADER..],
-        3 => {
-            let decoder = lz4_flex::frame::FrameDecoder::new(&batch[HEADER..]);
-            decoder.take(UNCOMPRESSED_MAX).read_to_end(&mut decompressed).context("an lz4 frame")?;
-            &decompressed[..]
-        }
-        other => bail!("compression {other}, which no client of these tests uses"),
-    };
-    let mut cursor = Cursor(body);
+    let body = decompressed(header.attributes & 7, &batch[HEADER..])?;
+    let mut cursor = Cursor(&body);
     let mut records = Vec::new();
     for _ in 0..header.count {
         records.push(record(&mut cursor, header, compacted)?);
     }
     ensure!(cursor.0.is_empty(), "nothing behind the last record");
     Ok(records)
+}
+
+fn decompressed(compression: u16, body: &[u8]) -> anyhow::Result<Cow<'_, [u8]>> {
+    let mut out = Vec::new();
+    let mut read =
+        |from: &mut dyn Read, what| from.take(UNCOMPRESSED_MAX).read_to_end(&mut out).context(what);
+    match compression {
+        0 => return Ok(Cow::Borrowed(body)),
+        1 => drop(read(&mut flate2::bufread::MultiGzDecoder::new(body), "gzip")?),
+        2 => out = unsnappy(body).context("snappy")?,
+        3 => drop(read(&mut lz4_flex::frame::FrameDecoder::new(body), "an lz4 frame")?),
+        4 => drop(read(&mut ruzstd::decoding::StreamingDecoder::new(body)?, "a zstd frame")?),
+        other => bail!("compression {other}, which there is not"),
+    }
+    Ok(Cow::Owned(out))
+}
+
+/// Without framing, or in that of Kafka's Java client: 16 bytes, then blocks with their lengths before them.
+fn unsnappy(body: &[u8]) -> anyhow::Result<Vec<u8>> {
+    let block = |bytes: &[u8]| -> anyhow::Result<Vec<u8>> {
+        ensure!(snap::raw::decompress_len(bytes)? as u64 <= UNCOMPRESSED_MAX, "a block that is too large");
+        Ok(snap::raw::Decoder::new().decompress_vec(bytes)?)
+    };
+    if !body.starts_with(b"\x82SNAPPY\0") {
+        return block(body);
+    }
+    let (mut out, mut at) = (Vec::new(), 16);
+    while at < body.len() {
+        ensure!(at + 4 <= body.len(), "the framing is cut off");
+        let end = at + 4 + u32_at(body, at) as usize;
+        out.extend(block(body.get(at + 4..end).context("a block is cut off")?)?);
+        at = end;
+    }
+    Ok(out)
 }
 
 fn record(cursor: &mut Cursor<'_>, header: &Header, compacted: bool) -> anyhow::Result<FileRecord> {

@@ -212,6 +212,9 @@ fn served(
     seen: &mut BTreeSet<u64>,
 ) {
     rimstone_record::Batch::verify(batch.bytes().clone(), &inspect::LIMITS).expect("what is served verifies");
+    if batch.header().is_control() {
+        return;
+    }
     let Ok(records) = batch.records(&inspect::LIMITS) else {
         assert!(forged, "a batch that was written does not read");
         return;
