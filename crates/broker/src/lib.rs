@@ -34,6 +34,20 @@ mod settings;
 mod testing;
 mod topics;
 
+/// The records that are judged before a start writes anything: of the catalog all that is not understood is refused, for
+/// it stops the start in any case; of groups what a later server has written. Other partitions of groups go on without
+/// one that is damaged, so that is for their loading to say.
+pub const STORED_RECORDS: rimstone_store::RecordJudge = rimstone_store::RecordJudge {
+    topics: &[rimstone_types::TopicId::CATALOG, rimstone_types::TopicId::CONSUMER_OFFSETS],
+    judge: |topic, key, value| {
+        if topic == rimstone_types::TopicId::CATALOG {
+            catalog_record_reads(key, value)
+        } else {
+            rimstone_state::group::GroupRecord::check_version(key, value).map_err(|error| error.to_string())
+        }
+    },
+};
+
 /// Whether this build understands a record of the catalog; in words why not.
 ///
 /// # Errors

@@ -7,10 +7,15 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use rimstone_types::{PartitionId, PartitionIndex, Timestamp, TopicId};
+use rimstone_types::{Offset, PartitionId, PartitionIndex, Timestamp, TopicId};
 use uuid::Uuid;
 
-use crate::{error::FileError, files, frame::u32_at, versions};
+use crate::{
+    error::FileError,
+    files,
+    frame::u32_at,
+    versions::{self, RecordJudge},
+};
 
 const META_MAGIC: [u8; 8] = *b"RIMSTDIR";
 /// The version of the directory's layout that this build writes and reads.
@@ -57,6 +62,16 @@ pub enum DirectoryError {
         /// Its flags.
         found: u16,
     },
+    /// A record in it is not one that this build understands.
+    #[error("{path}, offset {offset}: {why}; nothing was changed")]
+    Record {
+        /// The segment.
+        path: String,
+        /// The record.
+        offset: Offset,
+        /// What it is, and what is understood.
+        why: String,
+    },
     /// It is damaged, or something else.
     #[error("{path}: {reason}")]
     Unusable {
@@ -86,13 +101,34 @@ impl DataDirectory {
     /// # Errors
     /// [`DirectoryError`].
     pub fn open(path: &Path, new_id: Uuid, now: Timestamp) -> Result<Self, DirectoryError> {
+        Self::open_judged(path, new_id, now, None)
+    }
+
+    /// The same, if somebody understands the records that it judges. A directory that is refused is left as it is.
+    ///
+    /// # Errors
+    /// [`DirectoryError`].
+    pub fn open_judged(
+        path: &Path,
+        new_id: Uuid,
+        now: Timestamp,
+        judge: Option<&RecordJudge>,
+    ) -> Result<Self, DirectoryError> {
         files::make_directories_durably(path)?;
         let path = path.canonicalize().map_err(|error| FileError::new("resolve", path, error))?;
-        let lock = lock(&path)?;
-        let meta_path = path.join(META_FILE);
         let topics = path.join(TOPICS);
-        versions::check(&path, &topics)?;
-        // Only now: a directory that is refused is left as it is.
+        let look = || -> Result<(), DirectoryError> {
+            versions::check(&path, &topics)?;
+            judge.map_or(Ok(()), |judge| judge.check(&path))
+        };
+        if !path.join(LOCK_FILE).exists() {
+            // Not even the lock is made in what is refused; nobody has it as long as it is not there.
+            look()?;
+        }
+        let lock = lock(&path)?;
+        look()?;
+        let meta_path = path.join(META_FILE);
+        // Only now.
         name_holder(&path, &lock)?;
         let server_id = match files::read_small(&meta_path, 1024)? {
             Some(bytes) => decode_meta(&meta_path, &bytes)?,
@@ -232,9 +268,14 @@ impl DataDirectory {
     }
 }
 
+/// Where a topic lies in a data directory.
+pub(crate) fn topic_path(data: &Path, topic: TopicId) -> PathBuf {
+    data.join(TOPICS).join(topic.to_string())
+}
+
 /// Where a partition lies in a data directory.
 pub fn partition_path(data: &Path, id: PartitionId) -> PathBuf {
-    data.join(TOPICS).join(id.topic.to_string()).join(id.partition.to_string())
+    topic_path(data, id.topic).join(id.partition.to_string())
 }
 
 /// Whether a directory holds no more than temporary files: a kill came before the partition was made in it.

@@ -98,6 +98,11 @@ impl SegmentView {
         Ok(Self { header: segment.header, length: segment.end(), broken: segment.broken.clone(), segment })
     }
 
+    /// The file.
+    pub fn path(&self) -> &Path {
+        self.segment.path()
+    }
+
     /// Shows everything in the file, in order.
     ///
     /// # Errors

@@ -55,4 +55,5 @@ pub use retention::RetentionPlan;
 pub use segment::Access;
 pub use snapshot::write_log_start;
 pub use staging::{AfterWrite, SnapshotsWritten, UndoFailure, WriteFailure, WritePlan};
+pub use versions::{Judgement, RecordJudge};
 pub use witness::Witness;

@@ -1,16 +1,74 @@
 //! Whether a data directory holds anything that a later build has written: looked at before anything is written.
 //! Versions and flags count only where the check over them is right, so that rot is not taken for the future.
+//! Records have versions as well, in the topics that the server writes itself: who knows them judges them here.
 //!
 //! Not here: what the files hold otherwise; whoever opens them judges that.
 
 use std::{fs, path::Path};
 
+use rimstone_types::TopicId;
+
 use crate::{
-    directory::DirectoryError,
+    directory::{DirectoryError, topic_path},
     error::FileError,
     files,
     frame::{FORMAT_VERSION, u32_at},
+    inspect::{self, Item, SegmentView},
 };
+
+/// Of a record with this key and value in a topic, in words why a directory that holds it is refused.
+pub type Judgement = fn(TopicId, Option<&[u8]>, Option<&[u8]>) -> Result<(), String>;
+
+/// Which records a build looks at before it writes anything in a directory, and whether it understands them.
+#[derive(Debug, Clone, Copy)]
+pub struct RecordJudge {
+    /// The topics that they are in.
+    pub topics: &'static [TopicId],
+    /// What it says of one.
+    pub judge: Judgement,
+}
+
+impl RecordJudge {
+    /// Refuses a data directory with a record that is not understood. Nothing is changed. What cannot be read is not
+    /// judged: whoever opens the partition names it.
+    ///
+    /// # Errors
+    /// [`DirectoryError::Record`].
+    pub(crate) fn check(&self, data: &Path) -> Result<(), DirectoryError> {
+        for topic in self.topics {
+            let mut partitions = list(&topic_path(data, *topic)).unwrap_or_default();
+            partitions.sort_unstable();
+            for directory in partitions {
+                for base in inspect::segments(&directory).unwrap_or_default() {
+                    if let Ok(view) = SegmentView::open(&directory, base) {
+                        self.check_segment(*topic, &view)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_segment(&self, topic: TopicId, view: &SegmentView) -> Result<(), DirectoryError> {
+        let mut refused = None;
+        let read = view.each(|item| {
+            let Item::Batch { header, batch: Ok(batch), .. } = item else { return };
+            if refused.is_some() || header.is_control() {
+                return;
+            }
+            let Ok(records) = batch.records(&inspect::LIMITS) else { return };
+            refused = records.flatten().find_map(|record| {
+                let judged = (self.judge)(topic, record.key.as_deref(), record.value.as_deref());
+                Some((record.offset, judged.err()?))
+            });
+        });
+        if let Err(error) = read {
+            tracing::warn!(%error, "records could not be looked at before the start");
+        }
+        let Some((offset, why)) = refused else { return Ok(()) };
+        Err(DirectoryError::Record { path: view.path().display().to_string(), offset, why })
+    }
+}
 
 /// Magic, version and flags, at the same place in each kind of file.
 const HEAD: usize = 12;

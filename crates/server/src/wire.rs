@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use rimstone_broker::{Broker, Clock as _, SystemClock};
+use rimstone_broker::{Broker, Clock as _, STORED_RECORDS, SystemClock};
 use rimstone_grpc::{Drained, ServerFacts};
 use rimstone_store::{LocalOptions, LocalStorage, MemoryStorage, Storage, StoreClock, SyncMethod};
 use rimstone_web::Phase;
@@ -172,8 +172,8 @@ async fn open_storage(config: &StorageConfig) -> Result<Arc<dyn Storage>, StartE
     }
     let refused = |why| StartError::Storage { directory: config.data_directory.clone(), why };
     let options = local_options(config);
-    // Reads the witness, takes the lock, looks at the device: waits for the disk.
-    match spawn_blocking(move || LocalStorage::open(options)).await {
+    // Reads the catalog and the witness, takes the lock, looks at the device: waits for the disk.
+    match spawn_blocking(move || LocalStorage::open_judged(options, Some(&STORED_RECORDS))).await {
         Ok(Ok(storage)) => Ok(storage),
         Ok(Err(error)) => Err(refused(error.to_string())),
         Err(error) => Err(refused(error.to_string())),

@@ -28,7 +28,7 @@ pub use partition::{
     PartitionStore, ProducerView, ReadBatch, ReadError, ReadLimit, RecordCount, ScrubScope, Scrubbed,
     StoreInfo, StoreState, Visibility, WRITTEN_SYNC_INTERVAL,
 };
-pub use rimstone_log::planted;
+pub use rimstone_log::{RecordJudge, planted};
 pub use storage::{
     CleanupPolicy, CompactionConfig, Health, OpenError, OpenMode, PartitionConfig, RecoverySummary, Share,
     Storage, StoreError, StoreStatistics, SyncMethod, TimestampType,

@@ -28,7 +28,8 @@ use futures::future::BoxFuture;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use rimstone_log::{
     CHECKPOINTS_FILE, Checkpoint, Checkpoints, DataDirectory, DirectoryError, FileError, Log, LogConfig,
-    LogPosition, OpenLogError, OpenOptions, OpenReport, SaltSource, WITNESS_FILE, Witness, files, producers,
+    LogPosition, OpenLogError, OpenOptions, OpenReport, RecordJudge, SaltSource, WITNESS_FILE, Witness,
+    files, producers,
 };
 use rimstone_types::{ByteCount, Offset, PartitionId, ProducerEpoch, ProducerId, Timestamp, TopicId};
 use uuid::Uuid;
@@ -236,7 +237,18 @@ impl LocalStorage {
     /// # Errors
     /// [`LocalOpenError`]; a directory that cannot be used is left as it is.
     pub fn open(options: LocalOptions) -> Result<Arc<Self>, LocalOpenError> {
-        let shared = Self::open_shared(options)?;
+        Self::open_judged(options, None)
+    }
+
+    /// The same, if the records that the judge looks at are understood.
+    ///
+    /// # Errors
+    /// [`LocalOpenError`]; a directory that cannot be used is left as it is.
+    pub fn open_judged(
+        options: LocalOptions,
+        judge: Option<&RecordJudge>,
+    ) -> Result<Arc<Self>, LocalOpenError> {
+        let shared = Self::open_shared(options, judge)?;
         let flusher = flush::start(Arc::clone(&shared))
             .map_err(|source| LocalOpenError::System { what: "start the flush thread", source })?;
         Ok(Arc::new(Self {
@@ -254,7 +266,7 @@ impl LocalStorage {
     /// [`LocalOpenError`].
     #[cfg(any(test, feature = "recording"))]
     pub fn open_stepped(options: LocalOptions) -> Result<Arc<Self>, LocalOpenError> {
-        let shared = Self::open_shared(options)?;
+        let shared = Self::open_shared(options, None)?;
         let flusher = flush::Flusher::new(Arc::clone(&shared));
         let (flusher, stepped) = (Mutex::new(None), Mutex::new(Some(flusher)));
         Ok(Arc::new(Self { shared, flusher, stepped, openers: Openers::default() }))
@@ -268,14 +280,18 @@ impl LocalStorage {
             .is_some_and(|mut flusher| flusher.as_mut().is_some_and(|flusher| flusher.step(now)))
     }
 
-    fn open_shared(options: LocalOptions) -> Result<Arc<Shared>, LocalOpenError> {
+    fn open_shared(
+        options: LocalOptions,
+        judge: Option<&RecordJudge>,
+    ) -> Result<Arc<Shared>, LocalOpenError> {
         let (opened, read_before) = (Instant::now(), files::bytes_read());
         let system = |what| move |source| LocalOpenError::System { what, source };
         files::make_directories_durably(&options.directory)?;
         // The descriptor that sees write-back errors is opened before the first write.
         let syncer =
             Syncer::detect(&options.directory, options.sync).map_err(system("look at the device"))?;
-        let directory = DataDirectory::open(&options.directory, Uuid::new_v4(), (options.clock.0)())?;
+        let now = (options.clock.0)();
+        let directory = DataDirectory::open_judged(&options.directory, Uuid::new_v4(), now, judge)?;
         let (witness, witnessed) = Witness::open(&directory.path().join(WITNESS_FILE))?;
         let (checkpoints, checkpointed) = Checkpoints::open(&directory.path().join(CHECKPOINTS_FILE))?;
         let guard =

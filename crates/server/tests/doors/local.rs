@@ -13,7 +13,7 @@ use crate::{
     },
 };
 
-async fn over(directory: &Path) -> Result<Server, StartError> {
+pub(crate) async fn over(directory: &Path) -> Result<Server, StartError> {
     let directory = directory.to_str().unwrap();
     let settings =
         [("storage.backend", "local"), ("storage.data_directory", directory), ("storage.disk_reserve", "0")];

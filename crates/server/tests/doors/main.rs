@@ -8,6 +8,7 @@ mod consume;
 mod groups;
 mod lag;
 mod local;
+mod newer;
 mod produce;
 mod produce_stream;
 mod replay;

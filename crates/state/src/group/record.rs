@@ -278,7 +278,29 @@ fn name<T: FromStr<Err = InvalidName>>(key: &str, part: &str) -> Result<T, Recor
     part.parse().map_err(|source| RecordError::Name { key: shown(key), source })
 }
 
+/// How every value of this server's begins.
+const BEGINS: &[u8] = b"{\"v\":1";
+
 impl GroupRecord {
+    /// Refuses a record whose value a later server has written. Whatever else is wrong with it, [`Self::decode`] says.
+    ///
+    /// # Errors
+    /// [`RecordError::Version`].
+    pub fn check_version(key: Option<&[u8]>, value: Option<&[u8]>) -> Result<(), RecordError> {
+        let Some(value) = value else { return Ok(()) };
+        // Nearly always; a number does not go on with one of these.
+        if value.starts_with(BEGINS) && matches!(value.get(BEGINS.len()), Some(b',' | b'}')) {
+            return Ok(());
+        }
+        match serde_json::from_slice(value) {
+            Ok(OnlyVersion { v }) if v > VERSION => {
+                let key = shown(&String::from_utf8_lossy(key.unwrap_or_default()));
+                Err(RecordError::Version { key, found: v })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The group that the record belongs to; `None`: it is the shard's own.
     pub fn group(&self) -> Option<&GroupName> {
         match self {

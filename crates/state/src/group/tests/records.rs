@@ -180,3 +180,29 @@ fn a_topic_without_partitions_is_no_topic() {
     let GroupRecord::Target { value: Some(value), .. } = read else { panic!("{read:?}") };
     assert!(value.partitions.is_empty());
 }
+
+#[test]
+fn a_later_version_is_told_from_everything_else() {
+    let newer = |value: &str| GroupRecord::check_version(Some(b"group:g"), Some(value.as_bytes()));
+    for fine in [
+        r#"{"v":1}"#,
+        r#"{"v":1,"epoch":4}"#,
+        r#"{"epoch":4,"v":1}"#,
+        r#"{ "v" : 1 }"#,
+        r#"{"v":0}"#,
+        r#"{"v":1"#,
+        r#"{}"#,
+        "",
+        "no JSON",
+        r#"{"v":-2}"#,
+    ] {
+        newer(fine).unwrap_or_else(|error| panic!("{fine}: {error}"));
+    }
+    GroupRecord::check_version(Some(b"group:g"), None).unwrap();
+    for later in
+        [r#"{"v":2}"#, r#"{"v":10,"epoch":4}"#, r#"{"v":11}"#, r#"{"epoch":4,"v":2}"#, r#"{"v":4294967295}"#]
+    {
+        let error = newer(later).unwrap_err().to_string();
+        assert!(error.contains("\"group:g\" has version") && error.contains("knows 1"), "{later}: {error}");
+    }
+}
