@@ -157,6 +157,10 @@ pub enum CallKind {
     Truncate,
     /// Renaming.
     Rename,
+    /// Taking names away.
+    Unlink,
+    /// Making directories.
+    MakeDirectory,
     /// Any sync.
     Sync,
 }
@@ -168,6 +172,19 @@ pub struct Fault {
     pub kind: CallKind,
     /// So many of them go through before.
     pub after: usize,
+    /// Of a write, so many bytes get through.
+    pub short: usize,
+    /// What the system says.
+    pub error: i32,
+}
+
+/// Failures for as long as it is in force.
+#[derive(Debug, Clone, Copy)]
+pub struct Refusal {
+    /// Of which calls; syncs are not refused.
+    pub kind: CallKind,
+    /// On files whose names end so.
+    pub name_ends: &'static str,
     /// Of a write, so many bytes get through.
     pub short: usize,
     /// What the system says.
@@ -201,6 +218,7 @@ struct State {
     live: BTreeMap<(Node, String), Node>,
     inodes: HashMap<(u64, u64), Node>,
     faults: Vec<Fault>,
+    refusal: Option<Refusal>,
     fired: usize,
     frozen: bool,
 }
@@ -221,6 +239,7 @@ impl Recorder {
             live: BTreeMap::new(),
             inodes: HashMap::new(),
             faults: Vec::new(),
+            refusal: None,
             fired: 0,
             frozen: false,
         };
@@ -255,10 +274,16 @@ impl Recorder {
         self.state.lock().faults.push(fault);
     }
 
+    /// Calls fail from now on, until faults are cleared.
+    pub fn refuse(&self, refusal: Refusal) {
+        self.state.lock().refusal = Some(refusal);
+    }
+
     /// Faults that have not come are taken back. Answers how many came.
     pub fn clear_faults(&self) -> usize {
         let mut state = self.state.lock();
         state.faults.clear();
+        state.refusal = None;
         std::mem::take(&mut state.fired)
     }
 
@@ -295,8 +320,10 @@ impl Call<'_> {
             Call::Create { .. } | Call::Open { .. } => CallKind::Create,
             Call::Truncate { .. } => CallKind::Truncate,
             Call::Rename { .. } => CallKind::Rename,
+            Call::Unlink { .. } => CallKind::Unlink,
+            Call::MakeDirectory { .. } => CallKind::MakeDirectory,
             Call::Sync { .. } | Call::SyncFileSystem { .. } => CallKind::Sync,
-            _ => return None,
+            Call::Link { .. } | Call::RemoveDirectory { .. } => return None,
         })
     }
 
@@ -367,7 +394,7 @@ impl Recorder {
         if state.frozen {
             return Err(dead());
         }
-        if let Some(fault) = call.kind().and_then(|kind| state.fault(kind)) {
+        if let Some(fault) = state.refused(call).or_else(|| state.fault(call.kind()?)) {
             if let Call::Write { file, chunks, position } = *call {
                 let all = chunks.concat();
                 let bytes = &all[..fault.short.min(all.len())];
@@ -415,6 +442,26 @@ impl State {
             }
         }
         Ok(())
+    }
+
+    fn refused(&mut self, call: &Call<'_>) -> Option<Fault> {
+        let Refusal { kind, name_ends, short, error } = self.refusal?;
+        let name = match *call {
+            Call::Write { file, .. } | Call::Truncate { file, .. } => {
+                let node = self.node(file).ok()?;
+                let (_, name) = self.live.iter().find(|(_, live)| **live == node)?.0;
+                name.clone()
+            }
+            Call::Create { path }
+            | Call::Open { path }
+            | Call::Unlink { path }
+            | Call::MakeDirectory { path }
+            | Call::Rename { from: path, .. } => path.file_name()?.to_string_lossy().into_owned(),
+            _ => return None,
+        };
+        let hit = call.kind() == Some(kind) && name.ends_with(name_ends);
+        self.fired += usize::from(hit);
+        hit.then_some(Fault { kind, after: 0, short, error })
     }
 
     fn fault(&mut self, kind: CallKind) -> Option<Fault> {
