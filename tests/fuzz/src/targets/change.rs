@@ -1,11 +1,11 @@
-//! Every file of the golden directories cut to each shorter length, zeroed, taken away, exchanged with each other one:
+//! Every file of the golden directories cut to each shorter length (a large one near its ends), zeroed, taken away, exchanged with each other one:
 //! seeds from 0 up to [`total`] are all of these, in an order that begins everywhere. Each is opened twice, with an append in
 //! between.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    directory::{CASES, Case, temporary, write},
+    directory::{CASES, Case, place, places, temporary, write},
     recovery,
 };
 use crate::Random;
@@ -23,7 +23,7 @@ pub fn total() -> u64 {
 
 /// Of one file: each shorter length, zeros, nothing, each other file in its place.
 fn changes(case: &Case, name: &str) -> u64 {
-    (case.files[name].len() + 2 + case.files.len() - 1) as u64
+    places(&case.files[name]) + 2 + case.files.len() as u64 - 1
 }
 
 /// One change: detected or harmless, and what it costs at most is the segments that it changes.
@@ -42,11 +42,13 @@ pub fn run(random: &mut Random) -> bool {
 
 fn one(random: &mut Random, case: &Case, name: &str, number: usize) -> bool {
     let mut files = case.files.clone();
-    let length = files[name].len();
+    let length = places(&files[name]) as usize;
     let mut changed = vec![name];
     let what = if number < length {
-        files.get_mut(name).expect("it is there").truncate(number);
-        format!("cut to {number}")
+        let content = files.get_mut(name).expect("it is there");
+        let to = place(content, number as u64);
+        content.truncate(to);
+        format!("cut to {to}")
     } else if number == length {
         files.get_mut(name).expect("it is there").fill(0);
         "zeroed".to_owned()

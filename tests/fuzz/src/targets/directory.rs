@@ -48,6 +48,22 @@ pub static CASES: LazyLock<Vec<Case>> = LazyLock::new(|| {
     cases
 });
 
+/// A file that is longer is a large one,
+const SMALL: usize = 16 << 10;
+/// of which so many bytes at each end are changed one by one; what is between is padding.
+const ENDS: usize = 2 << 10;
+
+/// How many bytes of a file are changed one by one.
+pub fn places(content: &[u8]) -> u64 {
+    if content.len() > SMALL { 2 * ENDS as u64 } else { content.len() as u64 }
+}
+
+/// The position of one of those bytes.
+pub fn place(content: &[u8], number: u64) -> usize {
+    let at = number as usize;
+    if content.len() > SMALL && at >= ENDS { content.len() - 2 * ENDS + at } else { at }
+}
+
 /// What the generator of the golden directories writes at an offset.
 fn written(at: u64) -> String {
     let (serial, number) = (at / 2 + 1, at % 2);

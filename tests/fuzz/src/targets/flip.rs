@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    directory::{CASES, temporary, write},
+    directory::{CASES, place, places, temporary, write},
     recovery,
 };
 use crate::Random;
@@ -17,25 +17,9 @@ const SEGMENT_HEADER: usize = 72;
 /// No divisor of any number of bits there may be: a step that comes everywhere.
 const STRIDE: u64 = 1_000_003;
 
-/// A file that is longer is a large one,
-const SMALL: usize = 16 << 10;
-/// of which so many bytes at each end count.
-const ENDS: usize = 2 << 10;
-
-/// How many bits of a file there are to flip.
-fn bits(content: &[u8]) -> u64 {
-    8 * if content.len() > SMALL { 2 * ENDS } else { content.len() } as u64
-}
-
-/// The byte in which one of those bits lies.
-fn byte(content: &[u8], bit: u64) -> usize {
-    let at = (bit / 8) as usize;
-    if content.len() > SMALL && at >= ENDS { content.len() - 2 * ENDS + at } else { at }
-}
-
 /// How many bits there are.
 pub fn total() -> u64 {
-    CASES.iter().flat_map(|case| case.files.values()).map(|content| bits(content)).sum()
+    CASES.iter().flat_map(|case| case.files.values()).map(|content| 8 * places(content)).sum()
 }
 
 /// One flip: detected or harmless, and what it costs at most is the batch that it is in.
@@ -43,11 +27,12 @@ pub fn run(random: &mut Random) -> bool {
     let mut bit = random.seed().wrapping_mul(STRIDE) % total();
     for case in CASES.iter() {
         for (name, content) in &case.files {
-            if bit >= bits(content) {
-                bit -= bits(content);
+            let bits = 8 * places(content);
+            if bit >= bits {
+                bit -= bits;
                 continue;
             }
-            let at = byte(content, bit);
+            let at = place(content, bit / 8);
             let mut files = case.files.clone();
             files.get_mut(name).expect("it is there")[at] ^= 1 << (bit % 8);
             let what = format!("{}: {name}, byte {at}, bit {}", case.name, bit % 8);
