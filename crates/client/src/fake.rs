@@ -83,6 +83,10 @@ pub(crate) struct World {
     pub(crate) refuse: HashMap<(String, u32), v1::ItemError>,
     /// Never answer appends, as a server does whose disk hangs.
     pub(crate) hang: bool,
+    /// Take produce streams and do not open them, until it is taken back.
+    pub(crate) hold_opens: bool,
+    /// Refuse, as a partition does that could not be opened, every open that asks for this topic.
+    pub(crate) unavailable: Option<String>,
     /// Ends a produce stream when a message is longer; 0 never.
     pub(crate) message_max: usize,
     /// Breaks a `Read` after about so many messages; 0 never.
@@ -215,6 +219,8 @@ impl Fake {
             faults,
             refuse: HashMap::new(),
             hang: false,
+            hold_opens: false,
+            unavailable: None,
             message_max: 0,
             cut_reads: 0,
             groups: BTreeMap::new(),
@@ -288,6 +294,10 @@ impl Fake {
             let Some(topic) = world.topics.get(name) else {
                 return Err(status(Code::NotFound, reason::TOPIC_NOT_FOUND, &[("topic", name)]));
             };
+            if world.unavailable.as_ref() == Some(name) {
+                let metadata = [("topic", name.as_str()), ("partition", "0")];
+                return Err(status(Code::Unavailable, reason::PARTITION_UNAVAILABLE, &metadata));
+            }
             for (index, partition) in topic.iter().enumerate() {
                 let Some(known) = partition.producers.get(&id) else { continue };
                 let Some(last) = known.last else { continue };

@@ -77,6 +77,9 @@ impl ProduceService for Fake {
         let (answers, stream) = mpsc::channel(64);
         let fake = self.clone();
         tokio::spawn(async move {
+            while fake.world.lock().hold_opens {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
             let opened =
                 v1::ProduceStreamOpened { partitions, highest_request_number: None, window_bytes: 1 << 20 };
             let opened = v1::ProduceStreamResponse { kind: Some(ResponseKind::Opened(opened)) };

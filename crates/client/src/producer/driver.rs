@@ -1,7 +1,7 @@
 //! The one task that owns the connection of a producer: opens the stream, keeps it filled, hands answers to
 //! the queues, and comes back after a break. What an answer means for a partition is decided in `queue`.
 
-use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{collections::VecDeque, future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use rimstone_proto::{
     Message as _,
@@ -46,6 +46,8 @@ pub(crate) struct Driver {
     correlation: u64,
     /// When the connection was lost, and not had again yet.
     away_since: Option<Instant>,
+    /// Topics that the server cannot tell of now. A stream is opened without them, so that they hold up no other.
+    untold: VecDeque<String>,
 }
 
 impl Driver {
@@ -59,6 +61,7 @@ impl Driver {
             backoff: Backoff::default(),
             correlation: 0,
             away_since: None,
+            untold: VecDeque::new(),
         }
     }
 
@@ -92,6 +95,8 @@ impl Driver {
             state.renew();
             self.link = None;
             self.learning = None;
+            // It would bring the old id back.
+            self.opening = None;
         }
         if state.is_closing() && shared.tracker.is_empty() {
             return true;
@@ -102,12 +107,17 @@ impl Driver {
         }
         if due && state.has_work() && !state.has_failed() {
             if self.link.is_none() && self.opening.is_none() {
-                let topics = state.to_ask(TOPICS_PER_OPEN);
+                let topics = state.to_ask(TOPICS_PER_OPEN, &self.untold);
                 let name = shared.config.name.clone();
                 self.opening =
                     Some(Box::pin(open(shared.connection.clone(), state.identity(), name, topics)));
             } else if self.link.is_some() && self.learning.is_none() {
-                let topics = state.unlearned(TOPICS_PER_OPEN);
+                let mut topics = state.unlearned(TOPICS_PER_OPEN, &self.untold);
+                if topics.is_empty() {
+                    // Each alone, in turn.
+                    self.untold.retain(|topic| state.is_unlearned(topic));
+                    topics.extend(self.untold.pop_front());
+                }
                 if let (false, Some(identity)) = (topics.is_empty(), state.identity()) {
                     self.learning = Some(Box::pin(learn(shared.connection.clone(), identity, topics)));
                 }
@@ -205,6 +215,11 @@ impl Driver {
                 drop(state);
                 self.wait_to_connect(error);
             }
+            // Told by the error which topic it is: opened at once without it.
+            Err(error) if cannot_tell(&error, &opened.topics).is_some() => {
+                self.untold.extend(cannot_tell(&error, &opened.topics));
+                tracing::debug!(error = %error, "opening without this topic");
+            }
             Err(error) if error.is_retriable() => {
                 drop(state);
                 self.wait_to_connect(error);
@@ -224,7 +239,12 @@ impl Driver {
                 state.topic_gone(&error.metadata["topic"].clone(), &error);
             }
             Err(error) if error.is_retriable() => {
-                self.retry_at = Some(Instant::now() + self.backoff.next(error.retry_after));
+                let untold = cannot_tell(&error, &learned.topics);
+                // With others the next question is without it, at once.
+                if untold.is_none() || learned.topics.len() == 1 {
+                    self.retry_at = Some(Instant::now() + self.backoff.next(error.retry_after));
+                }
+                self.untold.extend(untold);
             }
             Err(error) => state.fail(error),
         }
@@ -328,6 +348,12 @@ impl Driver {
             state.topic_gone(&sent.topic, &error);
         }
     }
+}
+
+/// The topic, of those asked for, that the server cannot tell of now: a partition of it could not be opened.
+fn cannot_tell(error: &ClientError, asked: &[String]) -> Option<String> {
+    let topic = error.metadata.get("topic").filter(|_| error.is(reason::PARTITION_UNAVAILABLE))?;
+    asked.contains(topic).then(|| topic.clone())
 }
 
 /// Waits for a task, for ever if there is none.

@@ -1,7 +1,11 @@
 //! Topics and queues of a producer, behind one lock: which partition a record goes to, and what the driver
 //! does to all queues at once. No I/O here.
 
-use std::{collections::HashMap, num::NonZeroU32, sync::Arc};
+use std::{
+    collections::{HashMap, VecDeque},
+    num::NonZeroU32,
+    sync::Arc,
+};
 
 use rimstone_proto::v1;
 use rimstone_record::{NewRecord, partitioner::partition_for_key};
@@ -269,17 +273,23 @@ impl State {
         }
     }
 
-    /// Topics whose stored sequences are not known yet (named producers), at most `count`.
-    pub(crate) fn unlearned(&self, count: usize) -> Vec<String> {
-        let unknown = |(_, topic): &(&Arc<str>, &Topic)| self.named && topic.stored.is_none();
-        self.topics.iter().filter(unknown).map(|(name, _)| name.to_string()).take(count).collect()
+    /// Whether it is not known yet what of a topic is stored (named producers).
+    pub(crate) fn is_unlearned(&self, topic: &str) -> bool {
+        self.named && self.topics.get(topic).is_some_and(|topic| topic.stored.is_none())
     }
 
-    /// Topics to ask for when a stream is opened: the unlearned first, then those with open batches.
-    pub(crate) fn to_ask(&self, count: usize) -> Vec<String> {
-        let mut names = self.unlearned(count);
+    /// Topics whose stored sequences are not known yet (named producers), at most `count`, without some.
+    pub(crate) fn unlearned(&self, count: usize, without: &VecDeque<String>) -> Vec<String> {
+        let names = self.topics.keys().filter(|name| self.is_unlearned(name)).map(|name| name.to_string());
+        names.filter(|name| !without.contains(name)).take(count).collect()
+    }
+
+    /// Topics to ask for when a stream is opened: the unlearned first, then those with open batches, without some.
+    pub(crate) fn to_ask(&self, count: usize, without: &VecDeque<String>) -> Vec<String> {
+        let mut names = self.unlearned(count, without);
         for queue in self.queues.iter().filter(|queue| queue.has_numbered()) {
-            if names.len() < count && !names.iter().any(|name| **name == **queue.topic()) {
+            let asked = names.iter().chain(without).any(|name| **name == **queue.topic());
+            if names.len() < count && !asked {
                 names.push(queue.topic().to_string());
             }
         }

@@ -318,6 +318,81 @@ async fn an_unknown_outcome_ends_the_numbering_and_a_new_id_goes_on() {
     assert_eq!(world.inits, 2);
 }
 
+/// An opening under the old id that ends after the numbering did: going on with that id, what is new would be taken
+/// for a resend of what is stored.
+#[tokio::test]
+async fn an_id_whose_numbering_has_ended_does_not_come_back() {
+    let fake = Fake::start(1, &[("logs", 1)], Faults::default()).await;
+    let producer = producer(&fake).deadline(Duration::from_secs(2)).build().unwrap();
+    drop(producer.send("logs", in_partition(0, "a")).await.unwrap());
+    within(producer.flush()).await.unwrap();
+    fake.world.lock().hang = true;
+    let unknown = producer.send("logs", in_partition(0, "b")).await.unwrap();
+    within(async {
+        while fake.world.lock().values("logs", 0).len() < 2 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    fake.world.lock().hang = false;
+    fake.world.lock().hold_opens = true;
+    let opened = fake.streams_opened();
+    fake.kill().await;
+    fake.revive();
+    within(async {
+        while fake.streams_opened() == opened {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let error = within(unknown).await.unwrap_err();
+    assert_eq!(error.outcome, Outcome::Unknown);
+    let _ = within(producer.flush()).await.unwrap_err();
+    let next = producer.send("logs", in_partition(0, "c")).await.unwrap();
+    fake.world.lock().hold_opens = false;
+    let delivery = within(next).await.unwrap();
+    assert_eq!(fake.world.lock().values("logs", 0), ["a", "b", "c"]);
+    assert_eq!((delivery.offset, delivery.duplicate), (Some(Offset::new(2).unwrap()), false));
+    within(producer.close()).await.unwrap();
+    assert_eq!(fake.world.lock().inits, 2);
+}
+
+async fn one_topic_holds_up_no_other(named: bool) {
+    let fake = Fake::start(1, &[("logs", 1), ("other", 1)], Faults::default()).await;
+    let builder = producer(&fake);
+    let producer = if named { builder.name("importer").unwrap().build() } else { builder.build() }.unwrap();
+    drop(producer.send("other", in_partition(0, "a")).await.unwrap());
+    within(producer.flush()).await.unwrap();
+    // On the wire when the connection breaks; and of a named producer, a topic that it has not asked for yet.
+    fake.world.lock().hang = true;
+    let open = producer.send("logs", in_partition(0, "b")).await.unwrap();
+    if !named {
+        within(async {
+            while fake.world.lock().values("logs", 0).is_empty() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+    fake.world.lock().hang = false;
+    fake.world.lock().unavailable = Some("logs".to_owned());
+    fake.kill().await;
+    fake.revive();
+    let other = producer.send("other", in_partition(0, "c")).await.unwrap();
+    assert_eq!(within(other).await.unwrap().offset, Some(Offset::new(1).unwrap()), "named: {named}");
+    fake.world.lock().unavailable = None;
+    assert_eq!(within(open).await.unwrap().offset, Some(Offset::ZERO), "named: {named}");
+    within(producer.close()).await.unwrap();
+    assert_eq!(fake.world.lock().values("logs", 0), ["b"]);
+    assert_eq!(fake.world.lock().inits, 1);
+}
+
+#[tokio::test]
+async fn a_topic_whose_partition_cannot_be_opened_holds_up_no_other() {
+    one_topic_holds_up_no_other(false).await;
+    one_topic_holds_up_no_other(true).await;
+}
+
 #[tokio::test]
 async fn a_server_that_is_not_there_is_named_at_the_deadline() {
     let fake = Fake::start(1, &[("logs", 1)], Faults::default()).await;
