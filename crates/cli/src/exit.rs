@@ -11,7 +11,7 @@ Exit codes:
     1  the operation failed
     2  the command line or the settings are wrong
     3  not found: topic, partition, producer, group, file
-    4  the server cannot be reached
+    4  the server cannot be reached (for what was under way when it went: 1)
     5  it exists already
     6  stored data is damaged
     7  a group is further behind than `lag --fail-above` allows

@@ -26,7 +26,8 @@ const CLEAR: &str = "\x1b[H\x1b[2J\x1b[3J";
 #[command(after_help = "\
 --fail-above ends with exit code 7 as soon as a group is further behind in a topic: its records are summed over the
 partitions, its seconds are those of the partition that is furthest behind. Where the lag of a partition cannot be
-told, it ends with 1.")]
+told, it ends with 1; so it does where a group that is named has nothing, neither a committed offset nor a partition
+of a member: in any topic, or in one that is named as well.")]
 pub(crate) struct LagCommand {
     /// Only these groups [default: all]
     #[arg(value_name = "GROUP")]
@@ -182,6 +183,21 @@ impl LagCommand {
         let above: Vec<_> = above.collect();
         if !above.is_empty() {
             return Err(Failure::new(Exit::Behind, above.join("\n       ")));
+        }
+        // Nothing to judge by must not pass for no lag.
+        for group in self.groups.iter().chain(&self.named) {
+            let of_group = || lag.partitions.iter().filter(|at| at.group == *group);
+            if let Some(topic) =
+                self.topics.iter().find(|topic| !of_group().any(|at| *at.at.topic == ***topic))
+            {
+                let message =
+                    format!("group {group} has committed nothing in topic {topic}, and no member has it");
+                return Err(Failure::failed(message));
+            }
+            if of_group().next().is_none() {
+                let message = format!("group {group} has committed nothing, and no member has a partition");
+                return Err(Failure::failed(message));
+            }
         }
         let unknown = lag.partitions.iter().find(|at| at.error.is_some());
         unknown.map_or(Ok(()), |at| {

@@ -8,10 +8,14 @@
 //! | words | `now`, `today`, `yesterday` (midnight, local time) |
 //! | Unix time | `1431857103000ms`, `@1431857103000` (milliseconds), `1431857103s` |
 //!
-//! A bare number is never a time: it would be taken for an offset, or an offset for it.
+//! A bare number is never a time: it would be taken for an offset, or an offset for it. Nor is `30s`, which would be half
+//! a minute past the beginning of 1970 to us, and half a minute ago to whoever types it.
 
 use jiff::{Span, Zoned, civil, fmt::strtime, tz::TimeZone};
 use rimstone_types::Timestamp;
+
+/// A smaller number of seconds is taken for a while and not for a time: April 1970, or 115 days.
+const UNIX_SECONDS_MIN: i64 = 10_000_000;
 
 /// What is said of a text that is no time.
 pub(crate) const ALLOWED: &str =
@@ -57,14 +61,18 @@ fn parse_inner(text: &str, now: &Zoned) -> Option<jiff::Timestamp> {
     Some(civil.to_zoned(now.time_zone().clone()).ok()?.timestamp())
 }
 
-/// Unix time, if it looks like it; `Some(None)` if it does and is out of range.
+/// Unix time, if it looks like it; `Some(None)` if it does and is out of range, or rather a while than a time.
 fn unix(text: &str) -> Option<Option<jiff::Timestamp>> {
     let number = |text: &str| text.parse::<i64>().ok();
-    if let Some(millis) = text.strip_prefix('@').or_else(|| text.strip_suffix("ms")).and_then(number) {
+    if let Some(millis) = text.strip_prefix('@').and_then(number) {
         return Some(jiff::Timestamp::from_millisecond(millis).ok());
     }
+    if let Some(millis) = text.strip_suffix("ms").and_then(number) {
+        let time = jiff::Timestamp::from_millisecond(millis).ok();
+        return Some(time.filter(|_| millis.saturating_abs() >= UNIX_SECONDS_MIN * 1000));
+    }
     let seconds = text.strip_suffix('s').and_then(number)?;
-    Some(jiff::Timestamp::from_second(seconds).ok())
+    Some(jiff::Timestamp::from_second(seconds).ok().filter(|_| seconds.saturating_abs() >= UNIX_SECONDS_MIN))
 }
 
 /// How times in lines of text are written.
@@ -208,6 +216,9 @@ mod tests {
             "s",
             "99999999999999999999ms",
             "9223372036854775807ms",
+            "30s",
+            "-5s",
+            "500ms",
         ] {
             let error = parse(text, &now()).unwrap_err();
             assert!(error.contains("2h ago") && error.starts_with(&format!("{text:?}")), "{text}: {error}");

@@ -189,17 +189,12 @@ impl Consume {
 impl Printing<'_> {
     /// Prints until the end; answers whether it came by a signal.
     async fn run(&mut self, mut stop: Pin<&mut impl Future<Output = ()>>) -> Result<bool, Failure> {
-        loop {
+        while self.left != Some(0) {
             match self.next(stop.as_mut()).await? {
                 Next::Interrupted => return Ok(true),
                 Next::End => return Ok(false),
                 Next::Tick => {}
-                Next::Event(Event::Record(record)) => {
-                    self.print(&record)?;
-                    if self.left == Some(0) {
-                        return Ok(false);
-                    }
-                }
+                Next::Event(Event::Record(record)) => self.print(&record)?,
                 Next::Event(event) => self.told(event).await?,
             }
             if self.printed.len() >= OUT_BUFFER {
@@ -212,6 +207,7 @@ impl Printing<'_> {
                 }
             }
         }
+        Ok(false)
     }
 
     async fn next(&mut self, stop: Pin<&mut impl Future<Output = ()>>) -> Result<Next, Failure> {
@@ -250,7 +246,7 @@ impl Printing<'_> {
         self.options.print(&mut self.printed, record.topic(), record)?;
         self.heard = Instant::now();
         self.uncommitted = true;
-        self.left = self.left.map(|left| left - 1);
+        self.left = self.left.map(|left| left.saturating_sub(1));
         Ok(())
     }
 

@@ -197,6 +197,8 @@ impl Produce {
                 }
                 pace.wait().await;
                 let (number, bytes) = (line.number, line.text.len() as u64);
+                // First, so that an interruption never falls between a line's sending and its counting.
+                let Ok(counted) = sent.reserve().await else { return Ok(()) };
                 let record = shape.record(line).map_err(Failure::failed)?;
                 let pending = producer.send(&self.topic, record).await.map_err(|error| {
                     let failure = Failure::from(error);
@@ -204,9 +206,7 @@ impl Produce {
                     failure.saying(message)
                 })?;
                 Tally::add(&tally.sent, 1);
-                if sent.send(Sent { line: number, bytes, pending }).await.is_err() {
-                    return Ok(());
-                }
+                counted.send(Sent { line: number, bytes, pending });
             }
         }
         Ok(())
