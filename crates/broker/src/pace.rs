@@ -62,9 +62,13 @@ impl Pace {
     }
 
     /// Waits for the turn of what was read, as far as it is history. Whoever stops waiting has had his turn.
-    pub(crate) async fn give_way(&self, batches: &[ReadBatch], now: Timestamp) {
+    pub(crate) async fn give_way<'a>(
+        &self,
+        batches: impl IntoIterator<Item = &'a ReadBatch>,
+        now: Timestamp,
+    ) {
         let is_history = |read: &&ReadBatch| now.millis_since(read.append_time) >= HISTORY_AGE_MILLIS;
-        let bytes = batches.iter().filter(is_history).map(|read| read.batch.bytes().len() as u64).sum();
+        let bytes = batches.into_iter().filter(is_history).map(|read| read.batch.bytes().len() as u64).sum();
         if let Some(turn) = self.turn(bytes) {
             sleep_until(turn).await;
         }

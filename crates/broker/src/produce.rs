@@ -153,8 +153,11 @@ impl PendingProduce {
         }
         let (answer, pending) = oneshot::channel();
         let before = std::mem::replace(&mut self.0, Pending::Elsewhere(pending));
-        if let Pending::Submitted { submitted, inner, _open } = before {
-            tokio::spawn(async move { drop(answer.send(Ok(submitted.outcome(&inner.metrics).await))) });
+        if let Pending::Submitted { submitted, inner, _open: open } = before {
+            tokio::spawn(async move {
+                drop(answer.send(Ok(submitted.outcome(&inner.metrics).await)));
+                drop(open);
+            });
         }
     }
 }

@@ -88,7 +88,8 @@ pub struct TopicLag {
 /// ```
 ///
 /// # Errors
-/// Only those of the connection: a group that does not exist, or has nothing, has no lines.
+/// Those of the connection; `GROUP_NOT_FOUND` and `TOPIC_NOT_FOUND` for a name that is not there. A group that has
+/// committed nothing and has no partitions has no lines.
 pub async fn lag(connection: &Connection, groups: &[&str], topics: &[&str]) -> Result<Lag, ClientError> {
     let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
     let request = v1::GetLagRequest { groups: owned(groups), topics: owned(topics) };

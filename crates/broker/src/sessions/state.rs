@@ -303,7 +303,14 @@ impl<W> State<W> {
                 self.failed.insert(turn.number, mark);
                 self.refuse_waiting(turn.number)
             }
-            _ => Vec::new(),
+            // The last attempt decides, and what was found before stands until the request itself settles it.
+            Some(mark) => {
+                if let Some(open) = self.open.get_mut(&turn.number) {
+                    open.mark = open.mark.max(Some(mark));
+                }
+                Vec::new()
+            }
+            None => Vec::new(),
         }
     }
 

@@ -1,9 +1,15 @@
 //! Making, changing and deleting topics: the catalog says what is, directories are made before it says so and
 //! deleted after it no longer does.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, stream};
 use rimstone_store::{AppendError, OpenError, OpenMode, PartitionConfig, PartitionStore, StoreError};
 use rimstone_types::{Offset, PartitionId, PartitionIndex, TopicId, TopicName};
 use uuid::Uuid;
@@ -228,11 +234,22 @@ impl Inner {
         partitions: std::ops::Range<u32>,
         config: &PartitionConfig,
     ) -> Result<Vec<Slot>, StoreError> {
+        let failed = &AtomicBool::new(false);
         let open = |partition| {
             let id = PartitionId { topic, partition: PartitionIndex(partition) };
-            async move { self.make_partition(id, config.clone()).await.map(Slot::Open) }
+            async move {
+                if failed.load(Ordering::Relaxed) {
+                    return None;
+                }
+                let made = self.make_partition(id, config.clone()).await;
+                failed.fetch_or(made.is_err(), Ordering::Relaxed);
+                Some(made.map(Slot::Open))
+            }
         };
-        stream::iter(partitions.map(open)).buffered(OPENS_AT_ONCE).try_collect().await
+        // After a failure no more are begun, and those that were come to their ends: what is taken away then has to
+        // be there.
+        let made: Vec<_> = stream::iter(partitions.map(open)).buffered(OPENS_AT_ONCE).collect().await;
+        made.into_iter().flatten().collect()
     }
 
     /// Makes a partition. One that is there already is left from an attempt that the catalog never saw: it

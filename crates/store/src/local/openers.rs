@@ -51,7 +51,12 @@ impl Openers {
         let (answer, answered) = oneshot::channel();
         let begin = {
             let mut jobs = self.0.lock();
-            jobs.waiting.push_back(Box::new(move || drop(answer.send(work()))));
+            jobs.waiting.push_back(Box::new(move || {
+                // Whoever asked may have gone meanwhile: what is opened then would be nobody's to close.
+                if !answer.is_closed() {
+                    drop(answer.send(work()));
+                }
+            }));
             let begin = jobs.threads < OPENERS_MAX;
             jobs.threads += usize::from(begin);
             begin
@@ -139,6 +144,32 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert!(openers.0.lock().waiting.is_empty());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_nobody_waits_for_any_more_is_not_begun() {
+        let openers = Openers::default();
+        let (release, released) = std::sync::mpsc::sync_channel::<()>(OPENERS_MAX);
+        let released = Arc::new(Mutex::new(released));
+        let held = (0..OPENERS_MAX).map(|_| {
+            let released = Arc::clone(&released);
+            let openers = openers.clone();
+            tokio::spawn(async move { openers.run(move || released.lock().recv().is_ok()).await })
+        });
+        let held: Vec<_> = held.collect();
+        let begun = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&begun);
+        let late = openers.run(move || count.fetch_add(1, Ordering::SeqCst));
+        // Asked, and given up before there was a thread for it.
+        assert!(futures::poll!(Box::pin(late)).is_pending());
+        for _ in 0..OPENERS_MAX {
+            release.send(()).expect("they wait");
+        }
+        for held in held {
+            assert_eq!(held.await.expect("it does not panic"), Some(true));
+        }
+        assert_eq!(openers.run(|| 7).await, Some(7));
+        assert_eq!(begun.load(Ordering::SeqCst), 0);
     }
 
     #[tokio::test]

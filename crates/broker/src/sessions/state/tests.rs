@@ -288,6 +288,23 @@ fn only_the_request_itself_settles_a_number_that_stood_in_the_way() {
 }
 
 #[test]
+fn what_an_earlier_attempt_left_in_part_stands_while_a_later_one_is_open() {
+    for left in [Fate::Failed { in_part: true }, Fate::Failed { in_part: false }] {
+        let mut session = Driven::new(false, Some(6));
+        session.accepted(6, None, "6");
+        session.finish("6", false);
+        session.accepted(7, None, "7");
+        session.accepted(7, None, "something else");
+        assert_eq!(session.ends_as("7", left), []);
+        assert_eq!(session.ends_as("something else", Fate::Refused), []);
+        assert_eq!(session.refused(8, "8"), resend(7), "{left:?}");
+        session.accepted(7, None, "7 again");
+        session.ends_as("7 again", Fate::Stored);
+        assert_eq!(session.accepted(8, None, "8"), ["8"], "{left:?}");
+    }
+}
+
+#[test]
 fn what_waits_behind_a_number_that_is_not_settled_is_refused() {
     let mut session = Driven::new(false, Some(7));
     session.accepted(7, None, "wrong");
