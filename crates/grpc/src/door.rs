@@ -20,6 +20,11 @@ impl Door {
         Self { broker, request_timeout, open }
     }
 
+    /// What of a request has to come, or be taken, comes within this time.
+    pub(crate) fn request_timeout(&self) -> Duration {
+        self.request_timeout
+    }
+
     /// The outcome of a call as tonic wants it.
     pub(crate) async fn answer<T>(
         &self,
@@ -63,6 +68,18 @@ pub(crate) fn too_slow_to_arrive(timeout: Duration) -> Refusal {
     Refusal {
         message: format!(
             "the request was not there within {millis} ms (limits.request_timeout); it was not done"
+        ),
+        ..too_slow(timeout)
+    }
+}
+
+/// Answers that nobody takes keep a request from being done: nothing of it was.
+pub(crate) fn not_read(timeout: Duration) -> Refusal {
+    let millis = timeout.as_millis();
+    Refusal {
+        message: format!(
+            "no answer of this stream was read for {millis} ms (limits.request_timeout), and the window is full; the \
+             next request was not done"
         ),
         ..too_slow(timeout)
     }

@@ -75,7 +75,7 @@ impl MemberSession {
     /// Never ends; nothing is lost if it is dropped.
     pub async fn hear(&mut self) -> Infallible {
         self.outbox.wait().await;
-        self.pulse.heard(true);
+        self.pulse.heard(!self.wants_room);
         std::future::pending().await
     }
 
@@ -134,7 +134,7 @@ impl MemberSession {
 
     /// What the answer of the shard is to the member, if anything.
     fn answered(&mut self, answered: Answered) -> Result<Option<SessionEvent>, SessionError> {
-        self.pulse.heard(self.outbox.has_room());
+        self.asked();
         match answered {
             Answered::Commit { correlation, named, result } => {
                 Ok(Some(self.as_committed(correlation, named, result)))

@@ -47,6 +47,8 @@ pub struct MemberSession {
     pub(super) pulse: Arc<Pulse>,
     pub(super) updates: watch::Receiver<SessionUpdate>,
     pub(super) outbox: Outbox,
+    /// A commit waits for room in the server's budget.
+    pub(super) wants_room: bool,
     pub(super) reading: Reading,
     message_bytes: ByteCount,
     /// The epoch that the member was told.
@@ -122,6 +124,7 @@ impl MemberSession {
             pulse,
             updates: start.updates,
             outbox,
+            wants_room: false,
             reading: Reading {
                 policy: request.start,
                 visibility: request.visibility,
@@ -164,10 +167,22 @@ impl MemberSession {
         &self.facts
     }
 
-    /// Whether it takes more messages: while many commits wait for their answers, or many events to be read, it
-    /// does not.
+    /// Whether it takes more messages: while many commits wait for their answers, or one for room, or many events to
+    /// be read, it does not.
     pub fn takes_messages(&self) -> bool {
-        self.outbox.has_room() && self.events.len() < EVENTS_MAX
+        self.hears() && self.events.len() < EVENTS_MAX
+    }
+
+    /// A commit of the member waits for room, or no longer does. Until then nothing that it says is read, and its
+    /// silence is the server's.
+    pub fn waits_for_room(&mut self, wants: bool) {
+        self.wants_room = wants;
+        self.asked();
+    }
+
+    /// Whether what the member says is read, as far as the server is concerned.
+    pub(super) fn hears(&self) -> bool {
+        self.outbox.has_room() && !self.wants_room
     }
 
     fn add_credit(&mut self, credit: Credit) {
@@ -189,6 +204,11 @@ impl MemberSession {
         let less = |have: i64, used: u64| have.saturating_sub(i64::try_from(used).unwrap_or(i64::MAX));
         self.bytes = less(self.bytes, used.bytes);
         self.records = less(self.records, used.records);
+    }
+
+    /// Tells the member that the session is there, without being asked: its heartbeats are not read.
+    pub fn still_here(&mut self) {
+        self.heartbeats = self.heartbeats.saturating_add(1);
     }
 
     /// The member lets more be sent.
@@ -264,7 +284,7 @@ impl MemberSession {
     /// The shard was asked something: while that is too much, no more of the stream is read, and the silence is not
     /// the member's.
     pub(super) fn asked(&self) {
-        self.pulse.heard(self.outbox.has_room());
+        self.pulse.heard(self.hears());
     }
 
     /// Reads a partition from elsewhere; records sent from now on carry `seek_id`.

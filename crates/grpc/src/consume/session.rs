@@ -3,17 +3,21 @@
 
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use prost::Message as _;
 use rimstone_broker::{
-    Assignor, ChunkContent, Credit, JoinRequest, MemberSession, ReadFormat, Reservation, SeekTo,
-    SessionCommitted, SessionEvent, SessionRecords, StartPolicy, StartedPartition,
+    Assignor, ChunkContent, Credit, JoinRequest, MemberSession, OffsetToCommit, ReadFormat, Reservation,
+    ReserveError, SeekTo, SessionCommitted, SessionEvent, SessionRecords, StartPolicy, StartedPartition,
 };
 use rimstone_proto::v1::{
     self, ConsumeRequest, ConsumeResponse, consume_request::Kind as Request,
     consume_response::Kind as Answer, consume_seek::To,
 };
 use rimstone_types::{ByteCount, GroupEpoch, PartitionIndex, Timestamp, TopicName};
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::mpsc,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
@@ -60,6 +64,13 @@ struct ConsumeStream {
     answers: mpsc::Sender<Outgoing>,
 }
 
+/// A commit that waits for room in the server's budget. Meanwhile the member is told what there is to tell.
+struct Waiting {
+    correlation: u64,
+    offsets: Vec<OffsetToCommit>,
+    room: BoxFuture<'static, Result<Reservation, ReserveError>>,
+}
+
 /// Why a stream ends.
 enum End {
     /// The client is gone, or has sent everything.
@@ -100,6 +111,8 @@ impl ConsumeStream {
         if self.answers.send(Ok(joined(&session))).await.is_err() {
             return End::Gone;
         }
+        let interval = session.facts().heartbeat_interval;
+        let mut waiting: Option<Waiting> = None;
         loop {
             let takes_messages = session.takes_messages();
             let told = async {
@@ -122,6 +135,14 @@ impl ConsumeStream {
                     }
                     Err(end) => return end,
                 },
+                () = sleep(interval), if waiting.is_some() => {
+                    session.still_here();
+                    continue;
+                }
+                room = room(&mut waiting) => match commit(&mut session, &mut waiting, room) {
+                    Ok(()) => continue,
+                    Err(refusal) => return refusal.into(),
+                },
                 message = requests.message(), if takes_messages => message,
             };
             // Room that the message took while it arrived; commits keep it until they are answered.
@@ -141,8 +162,15 @@ impl ConsumeStream {
                         Err(error) => refusal(&error).into(),
                     };
                 }
+                Some(Request::Commit(asked)) => match self.room_for(asked, room) {
+                    Ok(asked) => {
+                        session.waits_for_room(true);
+                        waiting = Some(asked);
+                    }
+                    Err(refusal) => return refusal.into(),
+                },
                 Some(kind) => {
-                    if let Err(refusal) = self.take(&mut session, kind, room).await {
+                    if let Err(refusal) = take(&mut session, kind) {
                         return refusal.into();
                     }
                 }
@@ -173,58 +201,70 @@ impl ConsumeStream {
         Ok(session.map_err(|error| refusal(&error))?)
     }
 
-    async fn take(
-        &self,
-        session: &mut MemberSession,
-        kind: Request,
-        room: Option<Reservation>,
-    ) -> Result<(), Refusal> {
-        match kind {
-            Request::Join(_) => {
-                return Err(Refusal::invalid("join must be the first message, and only the first"));
-            }
-            Request::Credit(credit) => session.credit(credit_in(credit)),
-            Request::Stopped(stopped) => session.stopped(topic_partitions(&stopped.partitions)?),
-            Request::Commit(commit) => return self.commit(session, commit, room).await,
-            Request::Seek(seek) => {
-                let to = match seek.to {
-                    Some(To::Offset(at)) => SeekTo::Offset(offset(at)?),
-                    Some(To::Earliest(_)) => SeekTo::Earliest,
-                    Some(To::Latest(_)) => SeekTo::Latest,
-                    Some(To::TimeMs(time)) => SeekTo::Time(Timestamp(time)),
-                    None => {
-                        return Err(Refusal::invalid(
-                            "say where to seek: offset, earliest, latest or time_ms",
-                        ));
-                    }
-                };
-                session.seek(topic_name(&seek.topic)?, PartitionIndex(seek.partition), to, seek.seek_id);
-            }
-            Request::Pause(pause) => session.pause(&topic_partitions(&pause.partitions)?, true),
-            Request::Resume(resume) => session.pause(&topic_partitions(&resume.partitions)?, false),
-            Request::Heartbeat(heartbeat) => session.heartbeat(heartbeat.progress),
-            // Ends the session, which the caller does.
-            Request::Leave(_) => {}
-        }
-        Ok(())
+    /// A commit with the room that it keeps until it is answered: that in which it arrived, or some that is to come.
+    fn room_for(&self, commit: v1::ConsumeCommit, room: Option<Reservation>) -> Result<Waiting, Refusal> {
+        let bytes = ByteCount(commit.encoded_len() as u64);
+        let broker = self.door.broker.clone();
+        Ok(Waiting {
+            correlation: commit.correlation_id,
+            offsets: offsets_to_commit(commit.offsets)?,
+            room: Box::pin(async move {
+                match room {
+                    Some(room) => Ok(room),
+                    None => broker.reserve(bytes).await,
+                }
+            }),
+        })
     }
+}
 
-    async fn commit(
-        &self,
-        session: &mut MemberSession,
-        commit: v1::ConsumeCommit,
-        room: Option<Reservation>,
-    ) -> Result<(), Refusal> {
-        let room = match room {
-            Some(room) => room,
-            None => {
-                let bytes = ByteCount(commit.encoded_len() as u64);
-                self.door.broker.reserve(bytes).await.map_err(|error| refusal(&error))?
-            }
-        };
-        let offsets = offsets_to_commit(commit.offsets)?;
-        session.commit(commit.correlation_id, offsets, Some(room)).map_err(|error| refusal(&error))
+/// Waits for the room of a commit, for ever if none waits.
+async fn room(waiting: &mut Option<Waiting>) -> Result<Reservation, ReserveError> {
+    match waiting {
+        Some(waiting) => waiting.room.as_mut().await,
+        None => std::future::pending().await,
     }
+}
+
+/// Hands on the commit that has waited.
+fn commit(
+    session: &mut MemberSession,
+    waiting: &mut Option<Waiting>,
+    room: Result<Reservation, ReserveError>,
+) -> Result<(), Refusal> {
+    let Some(Waiting { correlation, offsets, .. }) = waiting.take() else { return Ok(()) };
+    session.waits_for_room(false);
+    let room = room.map_err(|error| refusal(&error))?;
+    session.commit(correlation, offsets, Some(room)).map_err(|error| refusal(&error))
+}
+
+/// Takes a message other than a commit and a leave.
+fn take(session: &mut MemberSession, kind: Request) -> Result<(), Refusal> {
+    match kind {
+        Request::Join(_) => {
+            return Err(Refusal::invalid("join must be the first message, and only the first"));
+        }
+        Request::Credit(credit) => session.credit(credit_in(credit)),
+        Request::Stopped(stopped) => session.stopped(topic_partitions(&stopped.partitions)?),
+        Request::Seek(seek) => {
+            let to = match seek.to {
+                Some(To::Offset(at)) => SeekTo::Offset(offset(at)?),
+                Some(To::Earliest(_)) => SeekTo::Earliest,
+                Some(To::Latest(_)) => SeekTo::Latest,
+                Some(To::TimeMs(time)) => SeekTo::Time(Timestamp(time)),
+                None => {
+                    return Err(Refusal::invalid("say where to seek: offset, earliest, latest or time_ms"));
+                }
+            };
+            session.seek(topic_name(&seek.topic)?, PartitionIndex(seek.partition), to, seek.seek_id);
+        }
+        Request::Pause(pause) => session.pause(&topic_partitions(&pause.partitions)?, true),
+        Request::Resume(resume) => session.pause(&topic_partitions(&resume.partitions)?, false),
+        Request::Heartbeat(heartbeat) => session.heartbeat(heartbeat.progress),
+        // The caller takes these.
+        Request::Commit(_) | Request::Leave(_) => {}
+    }
+    Ok(())
 }
 
 fn join_request(join: v1::ConsumeJoin, host: String) -> Result<JoinRequest, Refusal> {

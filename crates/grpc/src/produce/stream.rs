@@ -1,7 +1,15 @@
 //! `ProduceStream`: one half reads requests and fixes their order, the other answers them in that order. What
 //! may be between the two is bounded in bytes and in number.
 
-use std::{collections::VecDeque, future::Future, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use rimstone_broker::{PendingProduce, ProduceRequest, Reservation};
 use rimstone_proto::v1::{
@@ -10,7 +18,7 @@ use rimstone_proto::v1::{
 use rimstone_types::{ByteCount, TopicName};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
@@ -21,7 +29,7 @@ use super::{
 };
 use crate::{
     convert::{producer_id, producer_states, topic_names},
-    door::Door,
+    door::{Door, not_read},
     explain::explained,
     receive::Received,
     refusal::Refusal,
@@ -69,7 +77,8 @@ pub(super) fn open(
     let (answers, answered) = mpsc::channel(ANSWERS_WAITING_MAX);
     let stop = door.broker.shutdown_token();
     let window_bytes = u32::try_from(window.get()).unwrap_or(u32::MAX);
-    tokio::spawn(ProduceStream { door, stop, window_bytes, received, answers }.serve(requests));
+    let handed_on = AtomicU64::new(0);
+    tokio::spawn(ProduceStream { door, stop, window_bytes, received, answers, handed_on }.serve(requests));
     answered
 }
 
@@ -90,6 +99,8 @@ struct ProduceStream {
     window_bytes: u32,
     received: Received,
     answers: mpsc::Sender<Answer>,
+    /// Answers that the connection took.
+    handed_on: AtomicU64,
 }
 
 impl ProduceStream {
@@ -196,10 +207,24 @@ impl ProduceStream {
                 () = &mut stopped => return End::Refused(self.refused(Refusal::shutting_down())),
                 () = &mut gone => return End::Gone,
                 taken = self.take(append, &window) => taken,
+                // What waits here holds room of the server's, which must not depend on a client that does not read.
+                () = self.unread() => return End::Refused(self.refused(not_read(self.door.request_timeout()))),
             };
             // The answering half ends early only when the client is gone.
             if in_flight.send(taken).await.is_err() {
                 return End::Gone;
+            }
+        }
+    }
+
+    /// Ends when the client has read no answer for as long as a request may take. A disk that is slow does not count:
+    /// then there is room for answers.
+    async fn unread(&self) {
+        loop {
+            let before = self.handed_on.load(Ordering::Relaxed);
+            sleep(self.door.request_timeout()).await;
+            if self.answers.capacity() == 0 && self.handed_on.load(Ordering::Relaxed) == before {
+                return;
             }
         }
     }
@@ -265,6 +290,7 @@ impl ProduceStream {
                 Err(_) => queue.until(self.answers.reserve()).await.ok(),
             };
             let Some(room) = room else { return };
+            self.handed_on.fetch_add(1, Ordering::Relaxed);
             room.send(Ok(ProduceStreamResponse { kind }));
         }
     }
