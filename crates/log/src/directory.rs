@@ -260,7 +260,17 @@ impl DataDirectory {
 
     fn empty_trash(&self) {
         let Ok(entries) = fs::read_dir(self.path.join(TRASH)) else { return };
-        for entry in entries.flatten() {
+        let entries: Vec<_> = entries.flatten().collect();
+        if entries.is_empty() {
+            return;
+        }
+        // A kill, or a sync that failed, may have come behind the rename: a topic that comes back must not have lost a part.
+        let synced = [TOPICS, TRASH].iter().try_for_each(|name| files::sync_directory(&self.path.join(name)));
+        if let Err(error) = synced {
+            tracing::warn!(%error, "what was deleted before could not be removed");
+            return;
+        }
+        for entry in entries {
             if let Err(error) = files::remove_tree(&entry.path()) {
                 tracing::warn!(path = %entry.path().display(), %error, "what was deleted before could not be removed");
             }

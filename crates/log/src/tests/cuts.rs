@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::{
+    DataDirectory,
     producers::Limits,
     recording::{CallKind, Fault, Recorder, image::Images},
     snapshot,
@@ -132,4 +133,47 @@ fn sync_files(log: &mut Log) {
     log.snapshots_written(&written);
     crate::files::sync_directory(log.directory()).unwrap();
     log.synced(log.written_position());
+}
+
+/// A sync failed when a topic was deleted, behind the rename; the next start emptied the trash, and a power cut took the
+/// rename back: the topic was there with a part of its files (seed 267).
+#[test]
+fn a_topic_is_whole_or_not_there() {
+    let scratch = recorded();
+    let recorder = Recorder::install(scratch.path()).unwrap();
+    let path = scratch.path().canonicalize().unwrap().join("data");
+    let open = || DataDirectory::open(&path, uuid::Uuid::nil(), Timestamp(0)).unwrap();
+    let directory = open();
+    let partition = directory.create_partition(ID).unwrap();
+    let mut log = Log::create(&partition, ID, config(500), Timestamp(0)).unwrap();
+    for n in 0..4 {
+        append(&mut log, &values(1, 300, n), 0);
+        sync_files(&mut log);
+    }
+    drop(log);
+    let segments = |data: &Path| {
+        let there = crate::list_partitions(data).unwrap().contains(&ID);
+        there.then(|| crate::files::list_offsets(&crate::partition_path(data, ID), "log").unwrap())
+    };
+    let whole = segments(&path).unwrap();
+    assert!(whole.len() > 2);
+    let error = rustix::io::Errno::IO.raw_os_error();
+    recorder.fail(Fault { kind: CallKind::Sync, after: 0, short: 0, error });
+    directory.delete_topic(ID.topic).unwrap_err();
+    drop(directory);
+    drop(open());
+    let journal = recorder.journal();
+    let mut images = Images::new(&journal);
+    let mut back = 0;
+    for at in (0..journal.events.len()).rev().take(12).rev() {
+        images.advance(at);
+        for seed in 0..50 {
+            let to = recorded();
+            images.power_cut(seed).write(&journal, to.path()).unwrap();
+            let found = segments(&to.path().join("data"));
+            back += u32::from(found.is_some());
+            assert!(found.is_none_or(|found| found == whole), "image {seed} at {at}");
+        }
+    }
+    println!("there in {back} images");
 }
