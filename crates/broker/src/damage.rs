@@ -166,18 +166,25 @@ impl Inner {
         }
     }
 
-    /// Goes over everything so often, at a pace, and over what was met meanwhile soon; until shutdown.
-    pub(crate) async fn run_scrub(self: Arc<Self>, every: Duration, pace: ByteCount) {
-        let mut due = tokio::time::Instant::now() + every.min(FIRST_PASS_AFTER);
+    /// Goes over what reads, compaction and a start have met, soon after; until shutdown. It waits for no pass over
+    /// everything, which may take days.
+    pub(crate) async fn run_suspects(self: Arc<Self>, pace: ByteCount) {
         loop {
-            let next = (tokio::time::Instant::now() + SUSPECTS_INTERVAL).min(due);
             tokio::select! {
-                () = tokio::time::sleep_until(next) => {}
+                () = tokio::time::sleep(SUSPECTS_INTERVAL) => {}
                 () = self.shutdown.cancelled() => return,
             }
             self.scrub(ScrubScope::Suspects, Some(pace)).await;
-            if tokio::time::Instant::now() < due {
-                continue;
+        }
+    }
+
+    /// Goes over everything so often, at a pace; until shutdown.
+    pub(crate) async fn run_scrub(self: Arc<Self>, every: Duration, pace: ByteCount) {
+        let mut due = tokio::time::Instant::now() + every.min(FIRST_PASS_AFTER);
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(due) => {}
+                () = self.shutdown.cancelled() => return,
             }
             due = tokio::time::Instant::now() + every;
             let began = Instant::now();
@@ -204,7 +211,49 @@ fn rest(read: ByteCount, pace: ByteCount, took: Duration) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use rimstone_types::PartitionId;
+
     use super::*;
+    use crate::testing::{Fixture, still};
+
+    /// A topic whose pass takes so many slices of a second each; runs until it is over.
+    async fn passed(slices: usize, each: Scrubbed) -> (Fixture, PartitionId) {
+        let every = Duration::from_secs(5);
+        let config = crate::BrokerConfig { scrub_interval: every, scrub_pace: SLICE, ..still() };
+        let fixture = Fixture::with(config).await;
+        let id = PartitionId { topic: fixture.topic("t", 1).await, partition: PartitionIndex(0) };
+        fixture.store.script(id, |script| {
+            script.sealed_slices = slices;
+            script.scrubbed = Scrubbed { read: SLICE, ..each };
+        });
+        while fixture.store.script(id, |script| script.sealed_slices) > 0 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        // What the pass says when it is through comes behind its last slice.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        (fixture, id)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_met_during_a_pass_is_looked_at_during_it() {
+        let (fixture, id) = passed(60, Scrubbed::default()).await;
+        let scrubs = fixture.store.script(id, |script| script.scrubs.clone());
+        let sealed = scrubs.iter().filter(|scope| **scope == ScrubScope::Sealed).count();
+        assert!(sealed >= 60, "{scrubs:?}");
+        let longest = scrubs.chunk_by(|one, other| one == other).map(|run| (run[0], run.len()));
+        let longest = longest.filter(|(scope, _)| *scope == ScrubScope::Sealed).map(|(_, run)| run).max();
+        assert!(longest < Some(5), "{longest:?} slices without a look at what was met");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pass_that_left_something_out_does_not_count() {
+        for failed in [0, 1] {
+            let (fixture, _) = passed(3, Scrubbed { failed, ..Scrubbed::default() }).await;
+            let text = fixture.broker.metrics_text();
+            let passes = text.lines().find(|line| line.starts_with("rimstone_scrub_passes_total")).unwrap();
+            assert_eq!(passes.ends_with(" 0"), failed > 0, "{passes}");
+        }
+    }
 
     #[test]
     fn a_slice_waits_for_what_is_left_of_its_time() {

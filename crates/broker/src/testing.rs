@@ -17,8 +17,8 @@ use rimstone_record::{Batch, BatchBuilder, Compression, NewRecord, ProducerStamp
 use rimstone_store::{
     Append, AppendError, AppendTicket, Appended, Backpressure, Batches, Compacted, Dirtiness, Health,
     LogEnds, Maintained, MemoryStorage, OffsetAt, OpenError, OpenMode, PartitionConfig, PartitionStore,
-    ProducerView, ReadError, ReadLimit, RecordCount, Storage, StoreError, StoreInfo, StoreStatistics,
-    SyncMethod, TicketSender, Visibility, Waiter,
+    ProducerView, ReadError, ReadLimit, RecordCount, ScrubScope, Scrubbed, Storage, StoreError, StoreInfo,
+    StoreStatistics, SyncMethod, TicketSender, Visibility, Waiter,
 };
 use rimstone_types::{
     ByteCount, Numbering, Offset, PartitionId, PartitionIndex, ProducerEpoch, ProducerId, RequestNumber,
@@ -106,6 +106,11 @@ pub(crate) struct Script {
     slices: Vec<ByteCount>,
     /// What compacting it is to fail with.
     pub(crate) compact_error: Option<StoreError>,
+    /// Slices that the next pass of the scrub over everything takes, and what each of them says.
+    pub(crate) sealed_slices: usize,
+    pub(crate) scrubbed: Scrubbed,
+    /// What was gone over, slice by slice.
+    pub(crate) scrubs: Vec<ScrubScope>,
 }
 
 type Scripts = Arc<Mutex<BTreeMap<PartitionId, Script>>>;
@@ -363,6 +368,17 @@ impl PartitionStore for FaultyPartition {
         }
         drop(scripts);
         self.inner.compact(now, budget)
+    }
+
+    fn scrub(&self, scope: ScrubScope, _budget: ByteCount) -> BoxFuture<'_, Result<Scrubbed, StoreError>> {
+        let mut scripts = self.scripts.lock();
+        let script = scripts.entry(self.id).or_default();
+        script.scrubs.push(scope);
+        if scope == ScrubScope::Suspects {
+            return ready(Ok(Scrubbed::default())).boxed();
+        }
+        script.sealed_slices = script.sealed_slices.saturating_sub(1);
+        ready(Ok(Scrubbed { more: script.sealed_slices > 0, ..script.scrubbed })).boxed()
     }
 
     fn producer(&self, id: ProducerId) -> BoxFuture<'_, Result<Option<ProducerView>, StoreError>> {

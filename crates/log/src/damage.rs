@@ -303,7 +303,13 @@ impl LogReader {
         while !check.is_over() {
             check.advance(u64::MAX, |_| Ok(()))?;
         }
-        Ok(check.found().map(|found| CheckedSegment::new(segment.base, until, found, self.start())))
+        let found = check.found().filter(|_| self.stands(&segment));
+        Ok(found.map(|found| CheckedSegment::new(segment.base, until, found, self.start())))
+    }
+
+    /// Whether a segment is still part of the log: what was found in one that was deleted or replaced is nobody's loss.
+    pub(crate) fn stands(&self, segment: &Arc<Segment>) -> bool {
+        self.extent(segment.base).is_some_and(|(now, ..)| Arc::ptr_eq(&now, segment))
     }
 }
 

@@ -326,7 +326,8 @@ impl Log {
     fn roll_is_due(&self, size: u64, now: Timestamp) -> bool {
         let totals = &self.head.index.totals;
         if totals.frames == 0 {
-            return false;
+            // Of a segment that recovery goes on from perhaps nothing can be read.
+            return self.head.must_roll && self.head.next_offset() > self.head.segment.base;
         }
         let end = self.head.frames.position + size + SEAL_FRAME_LENGTH as u64;
         self.head.must_roll

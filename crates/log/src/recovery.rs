@@ -456,13 +456,19 @@ impl Recovery<'_> {
         files::sync_directory(self.directory)
     }
 
-    /// What there is to begin with: the checkpoint, if the log leads on from it, else the newest snapshot.
+    /// What there is to begin with: the checkpoint, if the log leads on from it, with the producers of a snapshot that is
+    /// not older; else the newest snapshot.
     fn base(&self, end: &End) -> Result<Base, LogReadError> {
+        let newest = snapshot::newest(self.directory, end.offset, &self.config.producers)?;
         if let Some(base) = self.checkpointed(end)? {
-            return Ok(base);
+            // The frames do not tell of producers that were forgotten behind it; the snapshot made of that does.
+            return Ok(match newest {
+                Some((from, producers)) if from >= base.from => Base { from, producers, ..base },
+                _ => base,
+            });
         }
-        let (from, producers) = snapshot::newest(self.directory, end.offset, &self.config.producers)?
-            .unwrap_or_else(|| (Offset::ZERO, ProducerTable::new(self.config.producers.clone())));
+        let (from, producers) =
+            newest.unwrap_or_else(|| (Offset::ZERO, ProducerTable::new(self.config.producers.clone())));
         let number =
             self.segments.partition_point(|segment| segment.base <= from).saturating_sub(1).min(end.number);
         let last = &self.segments[end.number];

@@ -61,9 +61,10 @@ pub(crate) struct Segment {
     pieced: AtomicBool,
     /// What makes the file unreadable as a whole.
     pub(crate) broken: Option<String>,
-    /// The file, opened before compaction gave its name to another or took it away: who still reads this segment
-    /// goes on in what it was.
-    replaced: RwLock<Option<Arc<File>>>,
+    /// Compaction, or accepting a loss, gave its name to another or took it away.
+    replaced: AtomicBool,
+    /// The file, opened before that: who still reads this segment goes on in what it was. None if it was missing.
+    kept: RwLock<Option<Arc<File>>>,
 }
 
 #[derive(Debug)]
@@ -149,7 +150,8 @@ impl Segment {
             touched: AtomicBool::new(false),
             pieced: AtomicBool::new(false),
             broken,
-            replaced: RwLock::new(None),
+            replaced: AtomicBool::new(false),
+            kept: RwLock::new(None),
         }
     }
 
@@ -166,19 +168,26 @@ impl Segment {
     }
 
     /// Its name is about to be another file's, or nobody's: keeps the file, opened before, at hand for those who
-    /// read it. `None`: it has its name still.
+    /// read it. `None`: there is none.
     pub(crate) fn keep_file(&self, file: Option<File>) {
-        *self.replaced.write() = file.map(Arc::new);
+        *self.kept.write() = file.map(Arc::new);
+        self.replaced.store(true, Ordering::Release);
+    }
+
+    /// It has its name still.
+    pub(crate) fn is_kept(&self) {
+        self.replaced.store(false, Ordering::Release);
+        *self.kept.write() = None;
     }
 
     /// Another file has its name, or is about to get it.
     pub(crate) fn is_replaced(&self) -> bool {
-        self.replaced.read().is_some()
+        self.replaced.load(Ordering::Acquire)
     }
 
     /// Does something with the file, opened for reading.
     fn with_file<T>(&self, read: impl FnOnce(&File) -> Result<T, FileError>) -> Result<T, FileError> {
-        let kept = || self.replaced.read().clone();
+        let kept = || self.kept.read().clone();
         if let Some(file) = kept() {
             return read(&file);
         }
@@ -186,6 +195,9 @@ impl Segment {
         // Once more: if the name went to another file before it was opened, the old one was kept before that.
         match kept() {
             Some(file) => read(&file),
+            None if self.is_replaced() => {
+                Err(FileError::new("open", &self.path, std::io::ErrorKind::NotFound.into()))
+            }
             None => read(&opened?),
         }
     }
@@ -396,7 +408,7 @@ impl Segment {
     pub(crate) fn replace_index(&self) -> Result<Vec<IndexEntry>, LogReadError> {
         let end = self.end();
         let (entries, totals) = self.rebuild()?;
-        if self.replaced.read().is_some() {
+        if self.is_replaced() {
             // The index file is the new segment's.
             self.state.write().index = Index::Memory(entries.clone());
             return Ok(entries);

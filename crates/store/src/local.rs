@@ -333,12 +333,13 @@ impl LocalStorage {
     }
 }
 
+/// The partition, and its durable end.
 fn open_partition(
     shared: &Arc<Shared>,
     id: PartitionId,
     config: &PartitionConfig,
     mode: OpenMode,
-) -> Result<Arc<LocalPartition>, OpenError> {
+) -> Result<(Arc<LocalPartition>, LogPosition), OpenError> {
     let log_config = shared.log_config(config);
     let now = (shared.clock.0)();
     let (log, path, suspects) = match mode {
@@ -403,14 +404,12 @@ fn open_partition(
             .into());
         }
     }
-    if shared.witnessed.get(&id) != Some(&log.durable_position()) {
-        shared.queue.witness(id, log.durable_position());
-    }
     let accepted = rimstone_log::damage::accepted_losses(&path).map_err(store_error)?;
     let evident = log.reader().evident_damage();
     Counters::add(&shared.counters.damaged_ranges, evident.len() as u64);
     let damage = DamageState::new(evident, suspects, accepted);
-    Ok(LocalPartition::new(Arc::clone(shared), id, path, log, config, damage))
+    let end = log.durable_position();
+    Ok((LocalPartition::new(Arc::clone(shared), id, path, log, config, damage), end))
 }
 
 pub(crate) fn store_error(error: FileError) -> StoreError {
@@ -461,8 +460,12 @@ impl Storage for LocalStorage {
                 };
             }
             let opened = self.openers.run(move || {
-                let partition = open_partition(&shared, id, &config, mode)?;
+                let (partition, end) = open_partition(&shared, id, &config, mode)?;
                 shared.partitions.write().insert(id, Arc::clone(&partition));
+                // Only now: of a partition that is not open no end is written.
+                if shared.witnessed.get(&id) != Some(&end) {
+                    shared.queue.witness(id, end);
+                }
                 Ok::<_, OpenError>(partition)
             });
             let partition = opened.await.unwrap_or(Err(StoreError::ShuttingDown.into()))?;
@@ -487,6 +490,7 @@ impl Storage for LocalStorage {
                 partition.shut("the topic was deleted", &StoreError::Deleted);
                 shared.witness.lock().forget(partition.id);
             }
+            shared.checkpointed.lock().retain(|id, _| id.topic != topic);
             shared.directory.delete_topic(topic).map_err(store_error)
         }))
     }

@@ -119,6 +119,7 @@ impl Broker {
         let (every, pace) = (inner.config.scrub_interval, inner.config.scrub_pace);
         if pace.get() > 0 {
             inner.tasks.spawn(Arc::clone(&inner).run_scrub(every, pace));
+            inner.tasks.spawn(Arc::clone(&inner).run_suspects(pace));
         }
         Ok(Self { inner })
     }

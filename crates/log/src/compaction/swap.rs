@@ -101,7 +101,7 @@ impl Replacement {
         let installed = output.install();
         if let Err(CompactionError::File(_)) = &installed {
             for segment in &replaces {
-                segment.keep_file(None);
+                segment.is_kept();
             }
         }
         let (segment, last_check) = installed?;

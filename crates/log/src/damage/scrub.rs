@@ -78,9 +78,7 @@ impl Scrub {
             return Ok(ScrubStep { read, ..ScrubStep::default() });
         }
         let base = check.segment.base;
-        // Deleted or replaced meanwhile: whatever was found is nobody's loss.
-        let stands =
-            self.reader.extent(base).is_some_and(|(now, ..)| std::sync::Arc::ptr_eq(&now, &check.segment));
+        let stands = self.reader.stands(&check.segment);
         let found = check.found().filter(|_| stands);
         let start = self.reader.start();
         let checked = found.map(|found| CheckedSegment::new(base, until, found, start));

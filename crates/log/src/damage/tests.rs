@@ -400,3 +400,25 @@ fn a_sector_that_cannot_be_read_is_found_and_can_be_given_up() {
             .any(|entry| { entry.unwrap().path().extension().is_some_and(|suffix| suffix == "lost") })
     );
 }
+
+/// Also where there was no file to keep at hand.
+#[test]
+fn a_segment_that_was_given_up_is_not_checked_in_its_successors_file() {
+    for missing in [false, true] {
+        let home = tempfile::tempdir().unwrap();
+        let (_, end) = written(home.path());
+        let mut log = opened(home.path(), end);
+        let base = segments(home.path())[1];
+        match missing {
+            true => std::fs::remove_file(segment(home.path(), base)).unwrap(),
+            false => flip(&segment(home.path(), base), 300),
+        }
+        let (old, until, sealed) = log.reader().extent(base).unwrap();
+        let found = run(Scrub::whole(log.reader())).0;
+        assert!(!found.is_empty());
+        accept(&mut log, home.path(), &ranges(&found)).unwrap();
+        assert!(SegmentCheck::begin(&old, until, sealed).unwrap().is_none(), "missing: {missing}");
+        assert_eq!(log.reader().check_segment(base).unwrap().unwrap().damage, []);
+        assert_eq!(run(Scrub::whole(log.reader())).0, []);
+    }
+}

@@ -154,3 +154,22 @@ fn a_clean_start_goes_on_with_the_index_that_the_stop_left() {
         log.write_caches().unwrap();
     }
 }
+
+/// Forgetting is in a snapshot; a checkpoint from before it knows nothing of that.
+#[test]
+fn who_was_forgotten_behind_a_checkpoint_does_not_come_back() {
+    let (directory, end, checkpoints) = written(500, 700);
+    let (mut log, _) = open_with(directory.path(), Some(end), checkpoints.last());
+    let producer = ProducerId::new(10).unwrap();
+    assert!(log.producers_mut().forget(producer));
+    log.stage_snapshot(true);
+    sync(&mut log);
+    let expected = log.producers().encode();
+    drop(log);
+    for checkpoint in [None, checkpoints.last(), checkpoints.first()] {
+        let (log, _) = open_with(directory.path(), Some(end), checkpoint);
+        assert!(log.producer(producer).is_none(), "{checkpoint:?}");
+        assert_eq!(log.producers().encode(), expected);
+        assert_eq!(log.head().index.totals.frames, 500);
+    }
+}

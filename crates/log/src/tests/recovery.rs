@@ -102,3 +102,24 @@ fn producers_are_read_to_the_end_of_what_is_there() {
     assert!(matches!(verdict, Ok(Offered::Duplicate { .. })), "{verdict:?}");
     assert_eq!(append(&mut log, &values(1, 10, 3), 2), end.offset, "offsets are not used again");
 }
+
+/// What nothing can be read of was appended to all the same, in its old salt.
+#[test]
+fn a_segment_of_which_nothing_can_be_read_is_not_gone_on_with() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut log = Log::create(directory.path(), ID, config(1 << 20), Timestamp(0)).unwrap();
+    append(&mut log, &values(3, 100, 1), 1);
+    sync(&mut log);
+    let end = log.durable_position();
+    drop(log);
+    let path = crate::files::offset_path(directory.path(), offset(0), "log");
+    let mut content = std::fs::read(&path).unwrap();
+    content[72..].fill(0);
+    std::fs::write(&path, &content).unwrap();
+    let (mut log, _) = open(directory.path(), 1 << 20, Some(end), false);
+    assert_eq!(append(&mut log, &values(1, 10, 2), 2), offset(3));
+    sync(&mut log);
+    assert_eq!(crate::files::list_offsets(directory.path(), "log").unwrap(), [offset(0), offset(3)]);
+    let (records, damage) = read_all(&log, 1000);
+    assert_eq!((records.len(), damage), (1, vec![(offset(0), offset(3))]));
+}

@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use rimstone_log::damage::{AcceptError, AcceptedLoss, CheckedSegment, DamagedRange, Scrub};
-use rimstone_types::{ByteCount, Offset, PartitionId, Timestamp};
+use rimstone_types::{ByteCount, Offset, Timestamp};
 
 use super::{Counters, blocking, partition::LocalPartition, store_error};
 use crate::{
@@ -128,9 +128,21 @@ impl DamageState {
         self.accepted.lock().clone()
     }
 
-    fn checked(&self, id: PartitionId, checked: CheckedSegment, counters: &Counters) -> u32 {
+    /// What a check has found that began when the log had this generation. Segments may have been replaced since, this one
+    /// perhaps: what was given up does not come back, and is looked at once more.
+    fn checked(&self, partition: &LocalPartition, began: u64, checked: CheckedSegment) -> u32 {
+        let (id, counters) = (partition.id, &partition.shared.counters);
         let told = checked.damage.clone();
-        let new = self.known.lock().checked(checked);
+        let new = {
+            let mut known = self.known.lock();
+            if partition.reader.generation() != began {
+                if !told.is_empty() {
+                    known.suspect(checked.base);
+                }
+                return 0;
+            }
+            known.checked(checked)
+        };
         if new > 0 {
             Counters::add(&counters.damaged_ranges, u64::from(new));
             for range in told {
@@ -192,12 +204,13 @@ impl LocalPartition {
         let mut read = 0;
         loop {
             self.shared.queue.wait_until_idle(YIELD_MAX);
+            let began = self.reader.generation();
             match pass.advance(UNIT_BYTES) {
                 Ok(step) => {
                     read += step.read;
                     if let Some(checked) = step.checked {
                         done.segments += 1;
-                        done.found += self.damage.checked(self.id, checked, &self.shared.counters);
+                        done.found += self.damage.checked(self, began, checked);
                     }
                     if step.done {
                         break;
@@ -226,10 +239,11 @@ impl LocalPartition {
                 known.ranges.iter().map(|range| range.from).chain(known.suspects.iter().copied()).collect()
             };
             while let Some(offset) = offsets.pop_first() {
+                let began = partition.reader.generation();
                 let checked = partition.reader.check_segment(offset).map_err(store_error)?;
                 if let Some(checked) = checked {
                     offsets.retain(|other| *other >= checked.until);
-                    partition.damage.checked(partition.id, checked, &partition.shared.counters);
+                    partition.damage.checked(&partition, began, checked);
                 }
             }
             Ok(partition.damage.known(partition.reader.start()))

@@ -287,3 +287,51 @@ async fn what_compaction_meets_is_named_and_what_is_given_up_is_no_obstacle() {
     assert_eq!(numbers.last(), Some(&(RECORDS - 1)));
     assert!(numbers.len() < 20, "{numbers:?}");
 }
+
+/// A header that is damaged does not make a segment old.
+#[tokio::test]
+async fn retention_does_not_take_a_damaged_segment_for_an_old_one() {
+    const HOUR: i64 = 3_600_000;
+    let directory = tempfile::tempdir().unwrap();
+    let config = PartitionConfig { timestamp_type: crate::TimestampType::AppendTime, ..small() };
+    let storage = open(directory.path());
+    let partition = storage.open(id(5), config.clone(), OpenMode::CreateNew).await.unwrap();
+    for number in 0..RECORDS {
+        partition.submit(append(&value(number))).unwrap().await.unwrap();
+    }
+    let path = storage.shared.directory.partition_path(id(5));
+    drop((partition, storage));
+    let first = path.join(format!("{:020}.log", 0));
+    let mut content = std::fs::read(&first).unwrap();
+    content[20] ^= 1;
+    std::fs::write(&first, content).unwrap();
+    let storage = open(directory.path());
+    let partition = storage.open(id(5), config, OpenMode::MustExist).await.unwrap();
+    let maintained =
+        partition.maintain(NOW.saturating_add(Duration::from_millis(HOUR as u64))).await.unwrap();
+    assert_eq!((maintained.deleted, partition.ends().start), (0, offset(0)));
+    assert!(first.exists());
+    let month = NOW.saturating_add(Duration::from_millis(30 * 24 * HOUR as u64));
+    assert!(partition.maintain(month).await.unwrap().deleted > 0);
+    assert!(!first.exists());
+}
+
+#[tokio::test]
+async fn a_segment_that_could_not_be_checked_is_counted() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_storage, partition, path) = filled(directory.path()).await;
+    let first = path.join(format!("{:020}.log", 0));
+    // Nothing that is damage: it cannot be read as a file at all.
+    std::fs::remove_file(&first).unwrap();
+    std::fs::create_dir(&first).unwrap();
+    let (mut failed, mut segments) = (0, 0);
+    loop {
+        let done = partition.scrub(ScrubScope::Sealed, ByteCount(1000)).await.unwrap();
+        failed += done.failed;
+        segments += done.segments;
+        if !done.more {
+            break;
+        }
+    }
+    assert_eq!((failed, segments), (1, partition.info().segments - 2));
+}
