@@ -131,6 +131,7 @@ impl Drop for LastWords {
     fn drop(&mut self) {
         if thread::panicking() {
             self.0.closing.store(true, Ordering::Release);
+            self.0.syncs.end(true);
             self.0.device_failed("the flush thread panicked");
             for partition in self.0.all() {
                 partition.shut("the flush thread panicked", &StoreError::ShuttingDown);
@@ -333,11 +334,13 @@ impl Flusher {
             dirty.directories.append(&mut member.dirty.directories);
         }
         let began = Instant::now();
+        self.shared.syncs.begin();
         let result = {
             let witness = self.shared.witness.lock();
             let sync = || self.shared.syncer.sync(&dirty, Some(witness.file()));
             sync().or_else(|reason| if planted::is(Bug::RetrySync) { sync() } else { Err(reason) })
         };
+        self.shared.syncs.end(result.is_err());
         let counters = &self.shared.counters;
         Counters::add(&counters.groups, 1);
         Counters::add(&counters.group_partitions, group.len() as u64);

@@ -43,7 +43,7 @@ use crate::{
         Health, OpenError, OpenMode, PartitionConfig, RecoverySummary, Storage, StoreError, StoreStatistics,
         SyncMethod, TimestampType,
     },
-    sync::{SyncPreference, Syncer},
+    sync::{SyncPreference, Syncer, Syncs},
 };
 
 /// `max.compaction.lag.ms` makes segments roll, so that what is in them can be compacted; a shorter age than this
@@ -110,6 +110,7 @@ pub(crate) struct Shared {
     /// Of partitions that are not open yet.
     checkpointed: Mutex<HashMap<PartitionId, Checkpoint>>,
     pub(crate) syncer: Syncer,
+    pub(crate) syncs: Syncs,
     pub(crate) counters: Counters,
     pub(crate) guard: DiskGuard,
     fences: RwLock<Fences>,
@@ -303,6 +304,7 @@ impl LocalStorage {
             checkpoints: Mutex::new(checkpoints),
             checkpointed: Mutex::new(checkpointed),
             syncer,
+            syncs: Syncs::default(),
             counters: Counters::default(),
             guard,
             fences: RwLock::default(),

@@ -11,6 +11,7 @@ use std::{
     sync::Arc,
 };
 
+use parking_lot::{Condvar, Mutex};
 use rimstone_log::files;
 use rustix::fs::StatVfsMountFlags;
 
@@ -41,6 +42,52 @@ pub(crate) struct Dirty {
     pub(crate) files: Vec<Arc<File>>,
     /// Open, for the topic may be deleted before the sync: that is no failure of the device.
     pub(crate) directories: Vec<File>,
+}
+
+/// What is known of the syncs of groups, for those who write and sync files of their own beside them: a sync of everything
+/// that fails takes what others had written with it, and their own sync answers that all is well.
+#[derive(Debug, Default)]
+pub(crate) struct Syncs {
+    state: Mutex<SyncsState>,
+    ended: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct SyncsState {
+    running: bool,
+    failed: u64,
+}
+
+impl Syncs {
+    pub(crate) fn begin(&self) {
+        self.state.lock().running = true;
+    }
+
+    pub(crate) fn end(&self, failed: bool) {
+        let mut state = self.state.lock();
+        state.running = false;
+        state.failed += u64::from(failed);
+        self.ended.notify_all();
+    }
+
+    /// How many have failed by now.
+    pub(crate) fn failed(&self) -> u64 {
+        self.state.lock().failed
+    }
+
+    /// Whether none has failed since there were so many failed ones; waits for the end of one that runs.
+    pub(crate) fn none_failed_since(&self, failed: u64) -> bool {
+        let mut state = self.state.lock();
+        while state.running {
+            #[cfg(any(test, feature = "recording"))]
+            if crate::local::STEPPED.get() {
+                // It runs further up on this thread.
+                return false;
+            }
+            self.ended.wait(&mut state);
+        }
+        state.failed == failed
+    }
 }
 
 /// Makes things durable on one device.

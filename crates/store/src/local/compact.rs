@@ -53,6 +53,8 @@ struct Obstacles {
 #[derive(Debug)]
 pub(super) struct Work {
     pass: Option<Compaction>,
+    /// How many syncs of groups had failed when it began.
+    failed_syncs: u64,
     /// Segments in which a pass has met damage, and what: they are not looked at until the server is started again.
     damaged: BTreeMap<Offset, String>,
 }
@@ -71,7 +73,7 @@ impl Work {
 
 impl CompactionState {
     pub(super) fn new(config: &PartitionConfig) -> Self {
-        let work = Work { pass: None, damaged: BTreeMap::new() };
+        let work = Work { pass: None, failed_syncs: 0, damaged: BTreeMap::new() };
         Self { settings: Mutex::new(settings(config)), work: Mutex::new(work), obstacles: Mutex::default() }
     }
 
@@ -120,6 +122,8 @@ enum Stopped {
     By(CompactionError),
     /// A group would eat more than half of the disk reserve.
     NoRoom,
+    /// The partition takes nothing any more.
+    Poisoned(StoreError),
 }
 
 impl From<CompactionError> for Stopped {
@@ -241,6 +245,7 @@ impl LocalPartition {
             let pass = partition.state.lock().log.begin_compaction(found, &settings, now);
             let mut work = partition.compaction.work();
             partition.check_serving()?;
+            work.failed_syncs = partition.shared.syncs.failed();
             work.pass = Some(pass);
             Ok(true)
         })
@@ -264,13 +269,14 @@ impl LocalPartition {
             segments_after: progress.segments_after - before.segments_after,
         };
         loop {
-            match self.step(&mut pass) {
+            match self.step(&mut pass, work.failed_syncs) {
                 Ok(true) => return Ok(done(pass.progress(), true)),
                 Ok(false) => {}
                 // What is left may still be due: another call looks.
                 Err(Stopped::By(CompactionError::Overtaken)) => return Ok(done(pass.progress(), false)),
                 // The reserve is for commits. What was written goes with the pass; a later one does it.
                 Err(Stopped::NoRoom) => return Err(self.full()),
+                Err(Stopped::Poisoned(error)) => return Err(error),
                 Err(Stopped::By(error)) => {
                     if let CompactionError::Damaged { segment, reason } = &error {
                         work.damaged.insert(*segment, reason.clone());
@@ -288,7 +294,7 @@ impl LocalPartition {
     }
 
     /// One piece. `true`: the pass is over.
-    fn step(&self, pass: &mut Compaction) -> Result<bool, Stopped> {
+    fn step(&self, pass: &mut Compaction, failed_syncs: u64) -> Result<bool, Stopped> {
         // Reading makes nobody wait.
         if pass.writes() {
             self.shared.queue.wait_until_idle(YIELD_MAX);
@@ -302,13 +308,29 @@ impl LocalPartition {
             }
             CompactionStep::Done => Ok(true),
             CompactionStep::Replace(replacement) => {
+                // What was written may be lost, though its own sync did not say so: nothing is replaced by it.
+                if !self.shared.syncs.none_failed_since(failed_syncs) {
+                    return Err(CompactionError::Overtaken.into());
+                }
                 let snapshot = self.state.lock().log.may_replace(&replacement)?;
                 let replaced = replacement.install(snapshot)?;
                 self.state.lock().log.replaced(&replaced);
+                self.check_names(failed_syncs).map_err(Stopped::Poisoned)?;
                 replaced.clean_up();
                 Ok(false)
             }
         }
+    }
+
+    /// Before what was replaced goes: a sync of everything that failed meanwhile may have taken the new names with it.
+    pub(super) fn check_names(&self, failed_syncs: u64) -> Result<(), StoreError> {
+        if self.shared.syncs.none_failed_since(failed_syncs) {
+            return Ok(());
+        }
+        let reason =
+            "a sync failed while a segment was replaced: which of the two is there is not known".to_owned();
+        self.poison(&reason);
+        Err(StoreError::Poisoned { reason })
     }
 
     pub(super) fn full(&self) -> StoreError {

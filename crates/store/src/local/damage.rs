@@ -292,16 +292,22 @@ impl LocalPartition {
         if self.shared.guard.spare(ByteCount(plan.bytes())).is_err() {
             return Err(self.full().into());
         }
+        let failed_syncs = self.shared.syncs.failed();
         let writer = self.state.lock().log.loss_writer();
         let mut accepted = Vec::new();
         for prepared in writer(plan, now) {
             let prepared = prepared.map_err(|error| self.not_accepted(error))?;
             let base = prepared.segment();
+            // What was written may be lost, though its own sync did not say so.
+            if !self.shared.syncs.none_failed_since(failed_syncs) {
+                return Err(self.not_accepted(AcceptError::Overtaken));
+            }
             let snapshot = self.state.lock().log.may_replace(prepared.replacement());
             let snapshot = snapshot.map_err(|error| self.not_accepted(error.into()))?;
             let installed = prepared.install(&self.directory, snapshot);
             let (replaced, losses) = installed.map_err(|error| self.not_accepted(error))?;
             self.state.lock().log.replaced(&replaced);
+            self.check_names(failed_syncs)?;
             replaced.clean_up();
             work.forget_damage(base);
             for loss in &losses {

@@ -1,6 +1,12 @@
 //! Compaction beside everything else that happens to a partition, and what it makes of damage.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    task::Poll,
+    time::Instant,
+};
+
+use rimstone_log::recording::{CallKind, Fault, Recorder};
 
 use super::*;
 use crate::{CleanupPolicy, Compacted, CompactionConfig, ReadError, Share, StoreError};
@@ -259,4 +265,60 @@ async fn a_pass_leaves_half_of_the_reserve_to_commits() {
     let (found, count) = state(&partition).await.unwrap();
     assert_eq!(found, before.0);
     assert!(count < before.1 / 2 && partition.info().segments < segments / 3, "{count}");
+}
+
+/// Between what a pass writes and its own sync a sync of everything fails, for somebody else: what the pass has written may
+/// be lost then, and its own sync does not say so.
+#[tokio::test]
+async fn a_pass_beside_a_failed_sync_replaces_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let recorder = Recorder::install(directory.path()).unwrap();
+    let storage = LocalStorage::open_stepped(options(directory.path(), SyncPreference::Syncfs)).unwrap();
+    let partition = stepped(&storage, storage.open(id(1), compacted(), OpenMode::CreateNew)).await.unwrap();
+    let other = stepped(&storage, storage.open(id(2), compacted(), OpenMode::CreateNew)).await.unwrap();
+    for n in 0..60 {
+        let ticket = partition.submit(keyed("same", &format!("{n} {}", "x".repeat(300)))).unwrap();
+        stepped(&storage, ticket).await.unwrap();
+    }
+    let folder = storage.shared.directory.partition_path(id(1));
+    let local = storage.shared.all().into_iter().find(|local| local.id == id(1)).unwrap();
+    let files = || {
+        let paths = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
+        let logs = paths.filter(|path| path.extension().is_some_and(|extension| extension == "log"));
+        logs.map(|path| (std::fs::read(&path).unwrap(), path)).collect::<BTreeSet<_>>()
+    };
+    let before = files();
+    assert!(stepped(&storage, partition.compact(NOW, ByteCount(1))).await.unwrap().more);
+    assert!(local.has_pass());
+    let mut ticket = other.submit(keyed("a", "b")).unwrap();
+    let error = rustix::io::Errno::IO.raw_os_error();
+    recorder.fail(Fault { kind: CallKind::Sync, after: 0, short: 0, error });
+    while storage.step(Instant::now()) {}
+    assert_eq!(recorder.clear_faults(), 1);
+    assert!(matches!(futures::poll!(&mut ticket), Poll::Ready(Err(_))));
+    let mut done = Compacted::default();
+    while local.has_pass() {
+        done = stepped(&storage, partition.compact(NOW, ByteCount(1))).await.unwrap();
+    }
+    assert!(done.more && !done.finished, "{done:?}");
+    assert_eq!(files(), before, "nothing was replaced");
+    // The partition had nothing to lose: it goes on, and the next pass is as good as any.
+    loop {
+        let done = stepped(&storage, partition.compact(NOW, ByteCount::mib(1))).await.unwrap();
+        if !done.more {
+            break;
+        }
+    }
+    assert_ne!(files(), before);
+}
+
+/// Takes the flusher's steps while something is waited for.
+async fn stepped<T>(storage: &LocalStorage, work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    loop {
+        if let Poll::Ready(done) = futures::poll!(work.as_mut()) {
+            return done;
+        }
+        storage.step(Instant::now());
+    }
 }
