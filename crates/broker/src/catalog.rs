@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use rimstone_record::{BatchBuilder, Compression, Limits as RecordLimits, NewRecord};
 use rimstone_store::{
-    Append, CleanupPolicy, OpenMode, PartitionConfig, PartitionStore, ReadError, ReadLimit, Storage,
-    Visibility,
+    Append, AppendError, CleanupPolicy, OpenMode, PartitionConfig, PartitionStore, ReadError, ReadLimit,
+    Storage, Visibility,
     planted::{self, Bug},
 };
 use rimstone_types::{ByteCount, Offset, PartitionId, PartitionIndex, Timestamp, TopicId};
@@ -51,6 +51,8 @@ pub(crate) struct Catalog {
     store: Arc<dyn PartitionStore>,
     /// Where the next record goes: also the generation of the next mutation.
     end: Offset,
+    /// An append ended without anybody knowing what became of it: the next start may find it.
+    in_doubt: bool,
 }
 
 impl Catalog {
@@ -66,7 +68,7 @@ impl Catalog {
         };
         let opened = storage.open(CATALOG_PARTITION, catalog_config(), mode).await;
         let store = opened.map_err(StartError::CatalogOpen)?;
-        let mut catalog = Self { store, end: Offset::ZERO };
+        let mut catalog = Self { store, end: Offset::ZERO, in_doubt: false };
         let loaded = match catalog.load().await {
             Err(_) if planted::is(Bug::EmptyCatalog) => {
                 catalog.end = catalog.store.ends().durable;
@@ -84,6 +86,11 @@ impl Catalog {
     /// The generation of the next mutation; higher than that of every one before it, also after a restart.
     pub(crate) fn generation(&self) -> u64 {
         self.end.get()
+    }
+
+    /// Whether there may be more in it than was said.
+    pub(crate) fn is_in_doubt(&self) -> bool {
+        self.in_doubt
     }
 
     async fn load(&mut self) -> Result<Loaded, CatalogUnreadable> {
@@ -139,7 +146,9 @@ impl Catalog {
             builder.push(&record).expect("a catalog record is far below the bounds of a batch");
         }
         let append = Append { batch: builder.build(), expected_end: Some(self.end), content_hash: None, now };
-        self.store.submit(append)?.await?;
+        let appended = self.store.submit(append)?.await;
+        self.in_doubt |= matches!(appended, Err(AppendError::Unknown { .. }));
+        appended?;
         self.end = self.end.saturating_add(records.len() as u64);
         Ok(())
     }

@@ -168,9 +168,9 @@ async fn a_stream_that_is_not_read_ends_and_lets_others_write() {
     assert!(ended > 0, "room came back by itself");
 }
 
-/// The commit waits for room that others hold: for the member's silence meanwhile it is not to blame.
+/// Others hold all the room there is: members go on, with their commits as well.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_member_whose_commit_waits_for_room_is_not_fenced() {
+async fn members_commit_while_producers_hold_the_budget() {
     let home = tempfile::tempdir().unwrap();
     let (server, streams) = held(home.path(), "2m").await;
     let mut calls = Calls::connect(&server).await;
@@ -188,25 +188,37 @@ async fn a_member_whose_commit_waits_for_room_is_not_fenced() {
     let stream = soon(calls.consume.consume(ReceiverStream::new(requests))).await.unwrap();
     let mut answers = stream.into_inner();
     let mut next = async || soon(answers.message()).await.unwrap().unwrap().kind.unwrap();
-    let Told::Joined(joined) = next().await else { panic!("the first answer is that it has joined") };
+    let Told::Joined(_) = next().await else { panic!("the first answer is that it has joined") };
     let Told::Start(_) = next().await else { panic!("the only member has the partition") };
-    let offset =
-        v1::OffsetCommit { topic: "t".to_owned(), partition: 0, offset: Some(1), ..Default::default() };
-    say(Ask::Commit(v1::ConsumeCommit { correlation_id: 7, offsets: vec![offset] })).await;
-    // Said after each other, so many of them take several times the time-out.
-    let alive = 4 * joined.session_timeout_ms / joined.heartbeat_interval_ms.max(1);
-    for _ in 0..alive {
-        let told = next().await;
-        assert!(matches!(told, Told::Alive(_)), "{told:?}");
-    }
-    drop(streams);
-    let committed = loop {
-        match next().await {
-            Told::Alive(_) => {}
-            Told::Committed(committed) => break committed,
-            other => panic!("{other:?}"),
-        }
+    let commit = |correlation_id, offset| {
+        let offset = v1::OffsetCommit {
+            topic: "t".to_owned(),
+            partition: 0,
+            offset: Some(offset),
+            ..Default::default()
+        };
+        Ask::Commit(v1::ConsumeCommit { correlation_id, offsets: vec![offset] })
     };
-    assert_eq!((committed.correlation_id, committed.results[0].error.clone()), (7, None));
-    assert_eq!(calls.committed("g", "t").await.unwrap()[&0], 1);
+    // Some at once, of which one can go without room; and heartbeats, each with its answer.
+    for round in 1..=20 {
+        for n in 0..3 {
+            say(commit(3 * round + n, round)).await;
+        }
+        say(Ask::Heartbeat(v1::ConsumeHeartbeat::default())).await;
+        let (mut committed, mut alive) = (0, 0);
+        while committed < 3 || alive < 1 {
+            match next().await {
+                Told::Alive(_) => alive += 1,
+                Told::Committed(answer) => {
+                    assert_eq!(answer.correlation_id, 3 * round + committed);
+                    assert_eq!(answer.results[0].error, None);
+                    committed += 1;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    assert!(refused(calls.append(to_partition_0("t", ["a"])).await), "the budget was full all the time");
+    drop(streams);
+    assert_eq!(calls.committed("g", "t").await.unwrap()[&0], 20);
 }

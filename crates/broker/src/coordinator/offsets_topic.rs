@@ -63,7 +63,7 @@ impl Inner {
     }
 
     /// The topic; it is made if this is its first use.
-    pub(super) async fn make_offsets_topic(&self) -> Result<Arc<Topic>, CreateTopicError> {
+    pub(crate) async fn make_offsets_topic(&self) -> Result<Arc<Topic>, CreateTopicError> {
         self.refuse_when_stopping()?;
         let mut catalog = self.catalog.lock().await;
         if let Some(topic) = self.offsets_topic() {

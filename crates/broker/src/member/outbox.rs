@@ -33,7 +33,7 @@ enum Asked {
         named: Named,
         answer: Answer<Vec<OffsetCommitted>>,
         /// For the request's bytes.
-        _room: Option<Reservation>,
+        room: Option<Reservation>,
     },
     Stopped {
         named: Named,
@@ -90,6 +90,11 @@ impl Outbox {
         self.asked.len() + usize::from(self.answered.is_some()) < COMMITS_MAX
     }
 
+    /// Whether a commit that came without room waits for its answer.
+    pub(super) fn commits_without_room(&self) -> bool {
+        self.asked.iter().any(|asked| matches!(asked, Asked::Commit { room: None, .. }))
+    }
+
     pub(super) fn is_idle(&self) -> bool {
         self.asked.is_empty() && self.answered.is_none()
     }
@@ -104,7 +109,7 @@ impl Outbox {
         let (group, by) = (self.group.clone(), Committing::Session(self.member.clone(), self.token));
         let (reply, answer) = oneshot::channel();
         self.send(Command::ask(reply, move |now| commit(now, &group, by, offsets)));
-        self.asked.push_back(Asked::Commit { correlation, named, answer, _room: room });
+        self.asked.push_back(Asked::Commit { correlation, named, answer, room });
     }
 
     /// Tells that partitions are read no more, as was asked at an epoch.

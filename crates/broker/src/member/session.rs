@@ -180,6 +180,11 @@ impl MemberSession {
         self.asked();
     }
 
+    /// Whether a commit that has no room of its own waits for its answer.
+    pub fn commits_without_room(&self) -> bool {
+        self.outbox.commits_without_room()
+    }
+
     /// Whether what the member says is read, as far as the server is concerned.
     pub(super) fn hears(&self) -> bool {
         self.outbox.has_room() && !self.wants_room
@@ -204,11 +209,6 @@ impl MemberSession {
         let less = |have: i64, used: u64| have.saturating_sub(i64::try_from(used).unwrap_or(i64::MAX));
         self.bytes = less(self.bytes, used.bytes);
         self.records = less(self.records, used.records);
-    }
-
-    /// Tells the member that the session is there, without being asked: its heartbeats are not read.
-    pub fn still_here(&mut self) {
-        self.heartbeats = self.heartbeats.saturating_add(1);
     }
 
     /// The member lets more be sent.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use futures::{StreamExt, stream};
-use rimstone_store::{AppendError, OpenError, OpenMode, PartitionConfig, PartitionStore, StoreError};
+use rimstone_store::{OpenError, OpenMode, PartitionConfig, PartitionStore, StoreError};
 use rimstone_types::{Offset, PartitionId, PartitionIndex, TopicId, TopicName};
 use uuid::Uuid;
 
@@ -19,8 +19,8 @@ use crate::{
     broker::{Broker, Inner, OPENS_AT_ONCE},
     catalog::{Catalog, CatalogRecord, DeletedValue},
     error::{
-        AlterTopicError, CatalogError, CreateTopicError, DeleteTopicError, FewerPartitions, InvalidRequest,
-        LimitReached, ReservedName, TopicExists,
+        AlterTopicError, CreateTopicError, DeleteTopicError, FewerPartitions, InvalidRequest, LimitReached,
+        ReservedName, TopicExists,
     },
     settings::{Overrides, TopicSettings, change},
 };
@@ -29,7 +29,7 @@ impl Broker {
     /// Makes a topic. `partitions`: `None` for the server's default.
     ///
     /// # Errors
-    /// [`CreateTopicError`]: the topic was not made, except after a [`CatalogError::Append`] that is unknown,
+    /// [`CreateTopicError`]: the topic was not made, except after a [`CatalogError::Append`](crate::CatalogError::Append) that is unknown,
     /// where the next start tells.
     pub async fn create_topic(
         &self,
@@ -123,7 +123,7 @@ impl Inner {
         let slots = match opened {
             Ok(slots) => slots,
             Err(error) => {
-                self.clean_up(id).await;
+                self.clean_up(catalog, id).await;
                 return Err(error.into());
             }
         };
@@ -133,10 +133,7 @@ impl Inner {
         let (created, counters) = (self.clock.now(), self.metrics.topic(&name));
         let topic = Topic { name, id, created, overrides, settings, slots, counts, counters };
         if let Err(error) = catalog.append(&[CatalogRecord::topic(&topic)], self.clock.now()).await {
-            // After an unknown fate the catalog may hold the topic: its directories must stay.
-            if !matches!(error, CatalogError::Append(AppendError::Unknown { .. })) {
-                self.clean_up(id).await;
-            }
+            self.clean_up(catalog, id).await;
             return Err(error.into());
         }
         let topic = Arc::new(topic);
@@ -276,8 +273,13 @@ impl Inner {
         }
     }
 
-    /// Deletes what is left of a topic that did not come to be.
-    async fn clean_up(&self, topic: TopicId) {
+    /// Deletes what is left of a topic that did not come to be. After an unknown fate the catalog may hold it, now or by
+    /// an earlier attempt (those for `__consumer_offsets` are all for the same topic): its directories stay, and the
+    /// next start sees.
+    async fn clean_up(&self, catalog: &Catalog, topic: TopicId) {
+        if catalog.is_in_doubt() {
+            return;
+        }
         if let Err(error) = self.storage.delete(topic).await {
             tracing::warn!(%topic, %error, "the directories of a topic that was not made are left behind");
         }

@@ -129,6 +129,27 @@ async fn the_catalog_decides_whether_a_topic_is_made() {
     assert_eq!(fixture.store.list().await.unwrap().len(), 5, "the catalog may hold it: its directories stay");
 }
 
+/// All attempts for `__consumer_offsets` are for the same topic: one of which nobody knew what became of it was in the
+/// catalog at the next start, and the one after it, which was refused, had taken its directories away.
+#[tokio::test]
+async fn an_attempt_that_is_refused_leaves_what_an_unknown_one_has_made() {
+    let fixture = Fixture::new().await;
+    fixture.store.script(CATALOG_PARTITION, |script| script.hold = true);
+    let made = async |error| {
+        let inner = std::sync::Arc::clone(&fixture.broker.inner);
+        let made = tokio::spawn(async move { inner.make_offsets_topic().await.map(drop) });
+        until("the catalog's append", || fixture.store.held(CATALOG_PARTITION) == 1).await;
+        fixture.store.release(CATALOG_PARTITION, Some(error)).await;
+        soon("the answer", made).await.unwrap().unwrap_err().reason()
+    };
+    let unknown = AppendError::Unknown { reason: "EIO".to_owned() };
+    assert_eq!(made(unknown).await, Reason::AppendUnknown);
+    let there = fixture.store.list().await.unwrap();
+    assert!(there.len() > 2, "{there:?}");
+    assert_eq!(made(undone()).await, Reason::AppendUndone);
+    assert_eq!(fixture.store.list().await.unwrap(), there);
+}
+
 #[tokio::test]
 async fn deleting_goes_by_the_catalog_first() {
     let fixture = Fixture::new().await;
