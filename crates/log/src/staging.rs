@@ -65,6 +65,8 @@ pub(crate) struct Step {
     pub(crate) totals: Totals,
     /// It ends with a seal, whose check this is.
     pub(crate) sealed: Option<u32>,
+    /// Its directory, where it is made: to unmake it durably.
+    names: Option<File>,
 }
 
 impl Step {
@@ -82,6 +84,7 @@ impl Step {
             position,
             chunks: Vec::new(),
             tail,
+            names: None,
             entries: Vec::new(),
             end: head.frames.position,
             totals,
@@ -132,6 +135,11 @@ impl Step {
         }
         let path = self.segment.path();
         let file = if self.create {
+            // Before anything is made: without a descriptor to be had, it could not be unmade durably.
+            if let Some(directory) = path.parent() {
+                let names = File::open(directory);
+                self.names = Some(names.map_err(|error| FileError::new("open directory", directory, error))?);
+            }
             let file =
                 Arc::new(files::create_new(path).map_err(|error| FileError::new("create", path, error))?);
             self.segment.set_writer(Arc::clone(&file));
@@ -152,10 +160,9 @@ impl Step {
         if self.create {
             self.segment.release_writer();
             files::remove_file(path).map_err(UndoFailure::call)?;
-            let Some(directory) = path.parent() else { return Ok(()) };
-            let failed = |error| FileError::new("sync directory", directory, error);
-            let names = File::open(directory).map_err(|error| UndoFailure::call(failed(error)))?;
-            return files::sync_names(&names).map_err(|error| UndoFailure::sync(failed(error)));
+            let Some(names) = &self.names else { return Ok(()) };
+            return files::sync_names(names)
+                .map_err(|error| UndoFailure::sync(FileError::new("sync directory of", path, error)));
         }
         files::truncate(file, self.position)
             .map_err(|error| UndoFailure::call(FileError::new("truncate", path, error)))?;

@@ -119,7 +119,7 @@ pub fn check(facts: &Facts) -> (Vec<Anomaly>, Counts) {
         count(life, &mut counts);
     }
     counts.tenures = tenures.len();
-    owners(&tenures, &mut wrong);
+    owners(&facts.lives, &tenures, &mut wrong);
     commits_rightly(facts, &commits, &tenures, &mut wrong);
     settled(facts, &commits, &mut wrong);
     counts.commits =
@@ -143,8 +143,22 @@ fn count(life: &Life, counts: &mut Counts) {
     }
 }
 
+/// Until when a tenure stood in the way of others: a member that begins anew in another process takes everything from its
+/// older self at once, whatever that still believes, and it may be given to anybody.
+fn until_ns(lives: &[Life], tenure: &Tenure) -> u64 {
+    let others = lives.iter().filter(|life| life.owner == tenure.owner && life.process != tenure.process);
+    let began = others.flat_map(|life| life.events.windows(2)).filter_map(|pair| {
+        let is_new = matches!(
+            (&pair[0].what, &pair[1].what),
+            (What::Join { .. }, What::Joined { resumed: false, .. })
+        );
+        (is_new && pair[0].at_ns > tenure.from_ns).then_some(pair[0].at_ns)
+    });
+    began.min().map_or(tenure.until_ns, |at_ns| tenure.until_ns.min(at_ns))
+}
+
 /// Rule 1.
-fn owners(tenures: &[Tenure], wrong: &mut Vec<Anomaly>) {
+fn owners(lives: &[Life], tenures: &[Tenure], wrong: &mut Vec<Anomaly>) {
     for (index, one) in tenures.iter().enumerate() {
         for other in tenures[index + 1..].iter().filter(|other| other.partition == one.partition) {
             let partition = one.partition;
@@ -155,8 +169,8 @@ fn owners(tenures: &[Tenure], wrong: &mut Vec<Anomaly>) {
             }
             let at_once = one.was_real()
                 && other.was_real()
-                && one.from_ns < other.until_ns
-                && other.from_ns < one.until_ns;
+                && one.from_ns < until_ns(lives, other)
+                && other.from_ns < until_ns(lives, one);
             // The same member in another process takes over from its older self at once.
             if one.owner != other.owner && at_once {
                 let (one, other) = (one.process.clone(), other.process.clone());

@@ -231,7 +231,10 @@ async fn one_owner_per_epoch_and_nothing_lost_whoever_comes_and_goes() {
     };
     for seed in seeds {
         println!("RIMSTONE_SEED={seed}");
-        let home = tempfile::tempdir().unwrap();
+        let mut home = tempfile::tempdir().unwrap();
+        // The histories of a round that fails are looked at.
+        home.disable_cleanup(true);
         churn(home.path(), seed).await;
+        home.disable_cleanup(false);
     }
 }

@@ -176,6 +176,24 @@ fn a_member_may_take_over_from_its_older_self_which_commits_no_more() {
     finds(&facts, |wrong| matches!(wrong, Anomaly::StaleCommit { partition: 0, offset: 2, .. }));
 }
 
+/// What the older self believed in for a while longer may be given to somebody else at once, but not before.
+#[test]
+fn what_a_member_took_over_may_be_given_away() {
+    let mut facts = taken_over();
+    without(&mut facts, "a-1", 110);
+    // Given to `b` right away, and not to `a` again.
+    let again = of(&mut facts, "a-2");
+    again.truncate(2);
+    let event = of(&mut facts, "b-1").iter_mut().find(|event| event.at_ns == 1500).unwrap();
+    event.at_ns = 112;
+    of(&mut facts, "b-1").sort_by_key(|event| event.at_ns);
+    let at_once =
+        |facts: &Facts| check(facts).0.iter().any(|wrong| matches!(wrong, Anomaly::TwoOwnersAtOnce { .. }));
+    assert!(!at_once(&facts));
+    facts.lives.retain(|life| life.process != "a-2");
+    assert!(at_once(&facts));
+}
+
 #[test]
 fn an_epoch_that_goes_back() {
     let mut facts = good();
