@@ -213,6 +213,16 @@ fn offsets_are_committed_cloned_and_forgotten_from_outside() {
 }
 
 #[test]
+fn a_member_that_is_to_print_nothing_prints_nothing_and_ends() {
+    let (_directory, server) = started();
+    let consume =
+        ["consume", "visits", "--group", "nothing", "--start", "earliest", "--until-idle", "1s", "-q"];
+    assert_eq!(server.ok(&[&consume[..], &["-n", "0"]].concat()), "");
+    // Nothing was committed either.
+    assert_eq!(server.ok(&consume).lines().count(), 30);
+}
+
+#[test]
 fn lag_is_told_in_records_and_seconds_and_has_an_exit_code() {
     let (_directory, server) = started();
     server.ok(&["group", "commit", "slow", "visits", "--at", "4"]);
@@ -249,6 +259,11 @@ fn lag_is_told_in_records_and_seconds_and_has_an_exit_code() {
     assert_eq!(code, 7, "{err}");
     let (code, _, err) = server.run(&["lag", "solw", "--fail-above", "1000"]);
     assert_eq!(code, 3, "a name that is mistyped has no lag to be fine with: {err}");
+    server.ok(&["topic", "create", "unread", "--partitions", "1"]);
+    let (code, _, err) = server.run(&["lag", "slow", "--topic", "unread", "--fail-above", "1000"]);
+    assert_eq!(code, 1, "{err}");
+    assert!(err.contains("group slow has committed nothing in topic unread"), "{err}");
+    assert_eq!(server.run(&["lag", "slow", "--topic", "visits", "--fail-above", "12"]).0, 0);
 
     let mut child = rimstone(&["--server", &server.address, "lag", "slow", "--watch=50ms", "--json"])
         .stdout(Stdio::piped())
