@@ -279,6 +279,12 @@ impl Recorder {
         self.state.lock().refusal = Some(refusal);
     }
 
+    /// How many faults have come since they were last taken back.
+    #[must_use]
+    pub fn fired(&self) -> usize {
+        self.state.lock().fired
+    }
+
     /// Faults that have not come are taken back. Answers how many came.
     pub fn clear_faults(&self) -> usize {
         let mut state = self.state.lock();
