@@ -27,8 +27,9 @@ use rimstone_types::{
 
 use crate::*;
 
-/// A test that waits longer than this waits for something that does not come.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+/// A test that waits longer than this waits for something that does not come: a sync of a file system to which others
+/// write gigabytes takes half a minute.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 
 /// Waits for something that must come.
 pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {

@@ -29,6 +29,18 @@ pub fn bytes_read() -> u64 {
     BYTES_READ.load(Ordering::Relaxed)
 }
 
+fn count_read(bytes: usize) {
+    BYTES_READ.fetch_add(bytes as u64, Ordering::Relaxed);
+    #[cfg(test)]
+    READ_HERE.with(|here| here.set(here.get() + bytes as u64));
+}
+
+#[cfg(test)]
+thread_local! {
+    /// What this thread has read: other tests read beside it.
+    pub(crate) static READ_HERE: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
 /// The end of a segment file's name.
 pub(crate) const SEGMENT_SUFFIX: &str = "log";
 /// The end of an index file's name.
@@ -145,7 +157,7 @@ pub(crate) fn read_small(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, Fil
     bad_sectors::hit(path, 0, usize::MAX)?;
     let mut content = Vec::new();
     file.take(limit + 1).read_to_end(&mut content).map_err(|error| FileError::new("read", path, error))?;
-    BYTES_READ.fetch_add(content.len() as u64, Ordering::Relaxed);
+    count_read(content.len());
     if content.len() as u64 > limit {
         let error = io::Error::new(io::ErrorKind::InvalidData, format!("larger than {limit} bytes"));
         return Err(FileError::new("read", path, error));
@@ -200,7 +212,7 @@ pub(crate) fn read_at(
             Ok(0) => break,
             Ok(read) => {
                 done += read;
-                BYTES_READ.fetch_add(read as u64, Ordering::Relaxed);
+                count_read(read);
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(FileError::new("read", path, error)),

@@ -216,7 +216,7 @@ impl Flusher {
         } else if stop || self.has_waited(self.ends_since, WITNESS_IDLE) {
             self.sync_witness();
         }
-        self.writers.give_back(Instant::now());
+        self.writers.give_back(self.now());
     }
 
     fn wait(&mut self) -> (Vec<Arc<LocalPartition>>, bool) {
@@ -275,14 +275,16 @@ impl Flusher {
                     self.shared.device_failed(&cause.to_string());
                 }
                 // It may be open all the same.
-                self.writers.used(&partition);
+                let now = self.now();
+                self.writers.used(&partition, now);
                 return false;
             }
             Counters::add(&self.shared.counters.written_bytes, bytes);
             let mut after = partition.written(plan);
             checkpoint = after.checkpoint.take();
             partition.snapshots_written(after.execute());
-            self.writers.used(&partition);
+            let now = self.now();
+            self.writers.used(&partition, now);
         }
         let undurable = self.undurable.entry(partition.id).or_insert_with(|| Undurable {
             partition: Arc::clone(&partition),

@@ -179,9 +179,15 @@ fn syncfs_is_proven(descriptor: &File, device: u64) -> Result<String, String> {
     let magic = rustix::fs::fstatfs(descriptor.as_fd()).map_err(|error| format!("statfs: {error}"))?.f_type;
     let table = std::fs::read_to_string("/proc/self/mountinfo")
         .map_err(|error| format!("the mount table: {error}"))?;
-    let kind = mounted_type(&table, device).ok_or("the mount table does not name the device")?;
-    if SYNCFS_FILE_SYSTEMS.iter().any(|(name, number)| *name == kind && *number == magic as i64) {
-        Ok(format!("one sync for all partitions, proven on {kind}; Linux {release}"))
+    let kind = proven_type(&table, device, magic as i64)?;
+    Ok(format!("one sync for all partitions, proven on {kind}; Linux {release}"))
+}
+
+/// The type of the file system on a device, if it is on the list.
+fn proven_type(table: &str, device: u64, magic: i64) -> Result<String, String> {
+    let kind = mounted_type(table, device).ok_or("the mount table does not name the device")?;
+    if SYNCFS_FILE_SYSTEMS.iter().any(|(name, number)| *name == kind && *number == magic) {
+        Ok(kind)
     } else {
         Err(format!(
             "syncfs is not proven on {kind}; proven: {}",
@@ -228,9 +234,24 @@ mod tests {
     }
 
     #[test]
-    fn memory_file_systems_are_not_on_the_list() {
-        let syncer = Syncer::detect(Path::new("/dev/shm"), SyncPreference::Auto).unwrap();
-        assert_eq!(syncer.method().name, "fdatasync");
-        assert!(syncer.method().reason.contains("tmpfs"), "{}", syncer.method().reason);
+    fn what_is_not_on_the_list_is_not_proven() {
+        let table = "30 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw\n\
+                     31 30 0:40 / /dev/shm rw - tmpfs tmpfs rw";
+        let (disk, memory) = (rustix::fs::makedev(254, 0), rustix::fs::makedev(0, 40));
+        assert_eq!(proven_type(table, disk, 0xEF53).as_deref(), Ok("ext4"));
+        assert!(proven_type(table, disk, 0x0102_1994).unwrap_err().contains("not proven on ext4"));
+        let reason = proven_type(table, memory, 0x0102_1994).unwrap_err();
+        assert!(reason.contains("not proven on tmpfs; proven: ext4"), "{reason}");
+        assert!(proven_type(table, rustix::fs::makedev(9, 9), 0xEF53).is_err());
+    }
+
+    #[test]
+    fn memory_file_systems_are_synced_file_by_file() {
+        let memory = Path::new("/dev/shm");
+        if !memory.is_dir() {
+            return;
+        }
+        let syncer = Syncer::detect(memory, SyncPreference::Auto).unwrap();
+        assert_eq!(syncer.method().name, "fdatasync", "{}", syncer.method().reason);
     }
 }

@@ -269,10 +269,10 @@ async fn a_stop_that_was_lost_is_told_again() {
         fixture.store.release(shard(), Some(error)).await;
     }
     // The session tries again by itself.
-    let (event, _) = tokio::join!(event(&mut second), async {
-        let mut next = Box::pin(first.next());
-        let _ = tokio::time::timeout(Duration::from_secs(2), &mut next).await;
-    });
+    let event = tokio::select! {
+        told = event(&mut second) => told,
+        told = event(&mut first) => panic!("{told:?}"),
+    };
     assert_eq!(started(event), [(moving, Some(0))].into());
 }
 

@@ -75,7 +75,7 @@ fn what_lies_before_it_is_not_read_and_is_known_all_the_same() {
             end.offset.get() - 1
         );
         // The index was rebuilt for that; nobody needs to do it again.
-        let found = sealed.search(Access::Resident, |entry| entry.offset_delta <= 40).unwrap();
+        let found = sealed.search(Access::Blocking, |entry| entry.offset_delta <= 40).unwrap();
         assert!(found.records_before > 0 && found.records_before <= 40, "{found:?}");
     }
 }

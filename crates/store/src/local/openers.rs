@@ -138,7 +138,7 @@ mod tests {
         }
         assert!(most.load(Ordering::SeqCst) <= OPENERS_MAX);
         // The last answer comes before its thread has seen that there is nothing more.
-        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(10);
+        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(120);
         while openers.0.lock().threads > 0 {
             assert!(tokio::time::Instant::now() < deadline);
             tokio::task::yield_now().await;
@@ -157,6 +157,11 @@ mod tests {
             tokio::spawn(async move { openers.run(move || released.lock().recv().is_ok()).await })
         });
         let held: Vec<_> = held.collect();
+        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(120);
+        while openers.0.lock().threads < OPENERS_MAX || !openers.0.lock().waiting.is_empty() {
+            assert!(tokio::time::Instant::now() < deadline, "every thread has its work");
+            tokio::task::yield_now().await;
+        }
         let begun = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&begun);
         let late = openers.run(move || count.fetch_add(1, Ordering::SeqCst));

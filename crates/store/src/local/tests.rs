@@ -183,6 +183,10 @@ async fn a_failed_write_did_not_happen_and_the_partition_goes_on() {
 }
 
 #[tokio::test]
+#[expect(
+    clippy::await_holding_lock,
+    reason = "it holds the flusher, a thread of its own, until the failure was told"
+)]
 async fn a_failed_sync_poisons_what_is_undurable_and_nothing_else() {
     let directory = tempfile::tempdir().unwrap();
     let storage = LocalStorage::open(options(directory.path(), SyncPreference::Auto)).unwrap();
@@ -190,9 +194,11 @@ async fn a_failed_sync_poisons_what_is_undurable_and_nothing_else() {
     let clean = storage.open(id(1), PartitionConfig::default(), OpenMode::CreateNew).await.unwrap();
     let dirty = storage.open(id(2), written, OpenMode::CreateNew).await.unwrap();
     clean.submit(append("durable")).unwrap().await.unwrap();
-    // Acknowledged when written; the sync is up to a second away.
+    // Acknowledged when written; the sync that would come within a second stands.
+    let gate = storage.shared.gate.lock();
     dirty.submit(append("written")).unwrap().await.unwrap();
     storage.shared.device_failed("made up");
+    drop(gate);
     assert!(matches!(dirty.submit(append("more")), Err(Backpressure::Poisoned { .. })));
     assert!(matches!(storage.health(), Health::Poisoned { .. }));
     clean.submit(append("goes on")).unwrap().await.unwrap();
@@ -255,11 +261,14 @@ async fn one_sync_covers_many_partitions() {
     }
     let before = storage.statistics();
     let mut tickets = Vec::new();
+    // The first sync ends when all have been submitted.
+    let gate = storage.shared.gate.lock();
     for _ in 0..20 {
         for partition in &partitions {
             tickets.push(partition.submit(append("x")).unwrap());
         }
     }
+    drop(gate);
     let count = tickets.len() as u64;
     for ticket in tickets {
         ticket.await.unwrap();
@@ -284,7 +293,7 @@ async fn an_idle_store_hands_its_last_group_to_the_witness() {
         if known.iter().any(|(known, end)| *known == id(5) && end.offset == Offset::new(1).unwrap()) {
             break;
         }
-        assert!(began.elapsed().as_secs() < 20, "{known:?}");
+        assert!(began.elapsed().as_secs() < 120, "{known:?}");
         tokio::task::yield_now().await;
     }
 }
