@@ -78,6 +78,12 @@ fn injected_calls(log: &str) -> Vec<&str> {
     calls
 }
 
+/// Records that may be acknowledged before the call comes that is to fail or to be slow: as good as for ever.
+const MOST_MEANWHILE: u64 = 50_000;
+/// How often any call is chosen to fail, and how often one is chosen at most.
+const TRIES: u32 = 12;
+const TRIES_MAX: u32 = 40;
+
 /// A sync fails once. The server must say so until it is started again, also if later syncs succeed; after that, or
 /// right after the next start, the power may go.
 pub(super) async fn sync_fails(world: &mut World) -> anyhow::Result<()> {
@@ -97,7 +103,7 @@ pub(super) async fn sync_fails(world: &mut World) -> anyhow::Result<()> {
             continue;
         }
         let load = world.load.clone();
-        let goal = load.acknowledged() + 2_000;
+        let goal = load.acknowledged() + MOST_MEANWHILE;
         world.until("a sync fails", || traced.injected() > 0 || load.acknowledged() > goal).await?;
         if traced.injected() == 0 {
             world.kill();
@@ -159,17 +165,18 @@ pub(super) async fn calls_fail(world: &mut World) -> anyhow::Result<()> {
         "mkdir,mkdirat",
     ];
     const ERRORS: &[&str] = &["EIO", "ENOSPC"];
-    // Some calls are rare.
+    // Some calls are rare: then common ones, until one has failed.
     let mut fired = 0;
-    for _ in 0..12 {
-        if fired == 3 {
+    for tried in 0..TRIES_MAX {
+        if fired == 3 || tried >= TRIES && fired > 0 {
             break;
         }
         world.acknowledge_more(60).await?;
         world.kill_or_stop().await;
-        let call = CALLS.choose(&mut world.random).expect("there are some");
+        let (calls, nth) = if tried < TRIES { (CALLS, 20) } else { (&CALLS[..3], 4) };
+        let call = calls.choose(&mut world.random).expect("there are some");
         let error = ERRORS.choose(&mut world.random).expect("there are some");
-        let n = world.random.random_range(1..20);
+        let n = world.random.random_range(1..nth);
         let step = *["", "+5", "+1"].choose(&mut world.random).expect("there are some");
         let what = format!("{call}:error={error}:when={n}{step}");
         let kind = format!("{error} from {}", call.split(',').next().unwrap_or(call));
@@ -182,7 +189,8 @@ pub(super) async fn calls_fail(world: &mut World) -> anyhow::Result<()> {
                 let load = world.load.clone();
                 let (goal, begun) = (load.acknowledged() + 300, std::time::Instant::now());
                 // With every write failing nothing more is acknowledged.
-                let enough = || load.acknowledged() > goal || begun.elapsed().as_millis() > 700;
+                let failed = || traced.injected() > 0 && load.acknowledged() > goal;
+                let enough = || failed() || begun.elapsed().as_millis() > 700;
                 world.until("a call fails", enough).await?;
             }
         }
@@ -210,7 +218,7 @@ pub(super) async fn slow(world: &mut World) -> anyhow::Result<()> {
             bail!("the server did not start: {}\n{}", failure.status, failure.output);
         }
         let load = world.load.clone();
-        let goal = load.acknowledged() + 600;
+        let goal = load.acknowledged() + MOST_MEANWHILE;
         let delays = world.random.random_range(2..5);
         let enough = || traced.delays() >= delays || load.acknowledged() > goal;
         world.until("syncs are slow", enough).await?;
