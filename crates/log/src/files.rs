@@ -233,6 +233,24 @@ pub(crate) fn remove_temporary_files(directory: &Path) -> Result<(), FileError> 
     Ok(())
 }
 
+/// Gives a file a name under which nobody reads it. Another file that has this name keeps it: this one gets a number
+/// behind it. Answers the name, which is not durable yet.
+pub(crate) fn set_aside(path: &Path) -> Result<PathBuf, FileError> {
+    let numbered = |number: u64| path.with_extension(format!("{TORN_SUFFIX}.{number}"));
+    let names = std::iter::once(path.with_extension(TORN_SUFFIX)).chain((1..).map(numbered));
+    let free = |name: &PathBuf| fs::symlink_metadata(name).is_err();
+    let aside = names.into_iter().find(free).expect("there is a number without a file");
+    rename(path, &aside).map_err(|error| FileError::new("rename", path, error))?;
+    Ok(aside)
+}
+
+/// Whether a name is one that [`set_aside`], or recovery, has given.
+pub(crate) fn is_set_aside(name: &str) -> bool {
+    let (name, suffix) = name.rsplit_once('.').unwrap_or_default();
+    let numbered = suffix.parse::<u64>().is_ok() && name.ends_with(&format!(".{TORN_SUFFIX}"));
+    suffix == TORN_SUFFIX || numbered
+}
+
 /// Gives a file a second name, for its own is about to be another's.
 pub(crate) fn keep_aside(path: &Path) -> Result<(), FileError> {
     let aside = path.with_extension(TORN_SUFFIX);

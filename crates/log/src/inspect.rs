@@ -170,7 +170,8 @@ pub fn segments(directory: &Path) -> Result<Vec<Offset>, FileError> {
     Ok(all_segments(directory)?.0)
 }
 
-/// The base offsets of segment files that compaction has replaced and a crash has left: the next start removes them.
+/// The base offsets of segment files that do not count, for another segment stands for their offsets: the next start
+/// removes what a crash has left of a compaction, and sets anything else aside.
 ///
 /// # Errors
 /// [`FileError`].
@@ -228,7 +229,7 @@ pub fn producer_snapshot(
     Ok(snapshot::decode(&bytes, &producers::Limits::default()).map(|(_, table)| table))
 }
 
-/// Files that recovery has set aside in a partition's directory, with their bytes.
+/// Files that starts have set aside in a partition's directory, with their bytes.
 ///
 /// # Errors
 /// [`FileError`].
@@ -237,7 +238,7 @@ pub fn set_aside(directory: &Path) -> Result<Vec<(PathBuf, u64)>, FileError> {
     Ok(entries
         .flatten()
         .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|suffix| suffix == files::TORN_SUFFIX))
+        .filter(|path| path.file_name().and_then(|name| name.to_str()).is_some_and(files::is_set_aside))
         .map(|path| (path.clone(), path.metadata().map_or(0, |metadata| metadata.len())))
         .collect())
 }

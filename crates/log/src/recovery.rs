@@ -26,7 +26,7 @@ use crate::{
     planted::{self, Bug},
     producers::{Claim, ProducerTable},
     reader::STORED,
-    segment::{Access, Cold, IndexBuilder, Opened, Readable, SCAN_WINDOW, Segment},
+    segment::{Access, Cold, HEADERS_WINDOW, IndexBuilder, Opened, Readable, SCAN_WINDOW, Segment},
     snapshot,
     staging::{Head, capacity},
     walk::{Source, Step, Walker},
@@ -34,9 +34,6 @@ use crate::{
 
 /// How much is copied at a time when a tail is written again.
 const REWRITE_PIECE: usize = 1 << 20;
-
-/// How much is loaded at a time of small frames of which only the headers are wanted.
-const HEADERS_WINDOW: usize = 128 << 10;
 
 /// What is known before a partition is opened.
 #[derive(Debug, Clone, Copy)]
@@ -64,7 +61,7 @@ pub struct OpenReport {
     pub damaged_ranges: u32,
     /// Offsets in the segments that these lie in, or behind.
     pub suspects: Vec<Offset>,
-    /// Segments that a compaction had replaced and a crash had left.
+    /// Segments that did not count, for another stands for their offsets: left by a crash in a compaction, or set aside.
     pub superseded: u32,
 }
 

@@ -30,6 +30,8 @@ use crate::{
 const HINTS: usize = 8;
 /// How much is loaded at a time when a whole segment is walked.
 pub(crate) const SCAN_WINDOW: usize = 1 << 20;
+/// How much is loaded at a time of small frames of which only the headers are wanted.
+pub(crate) const HEADERS_WINDOW: usize = 128 << 10;
 
 /// Whether a read may wait for the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

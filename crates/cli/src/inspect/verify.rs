@@ -71,9 +71,10 @@ fn partition_findings(
     let start = log::read_log_start(&directory)?.unwrap_or_default();
     let mut expected: Option<Offset> = None;
     for base in log::superseded(&directory)? {
-        findings
-            .remarks
-            .push(format!("segment {base} was replaced by compaction; the next start removes it"));
+        findings.remarks.push(format!(
+            "segment {base} does not count, another stands for its offsets; the next start removes it, or sets it aside if \
+             no compaction has left it"
+        ));
     }
     for base in log::segments(&directory)? {
         let view = SegmentView::open(&directory, base).map_err(|error| Failure::failed(error.to_string()))?;

@@ -2,17 +2,18 @@
 
 use std::path::Path;
 
-use rimstone_types::PartitionId;
+use rimstone_types::{Offset, PartitionId};
 
 use crate::{
     error::FileError,
     files,
-    frame::{LogPosition, SEGMENT_HEADER_LENGTH},
-    segment::Segment,
+    frame::{Content, Frame, LogPosition, SEGMENT_HEADER_LENGTH},
+    segment::{HEADERS_WINDOW, Opened, Segment},
+    walk::{Step, Walker},
 };
 
 /// Removes segments that lie inside the range of one that compaction wrote: a crash came between the rename and
-/// their removal. Answers how many.
+/// their removal. What cannot be such a one is set aside: somebody has put it there. Answers how many.
 pub(crate) fn remove_superseded(
     directory: &Path,
     id: PartitionId,
@@ -31,16 +32,15 @@ pub(crate) fn remove_superseded(
     let count = superseded.len() as u32;
     for (by, segment) in superseded {
         let by = &kept[by];
-        // It was whole before it had its name; if it is not any more, nothing more is to be lost.
-        let whole =
-            matches!(by.read_seal(), Ok(Some(totals)) if Some(totals.next_offset) == by.header.range_end);
-        if whole {
-            tracing::info!(partition = %id, segment = %segment.base, by = %by.base, "a superseded segment was removed");
-            files::remove_file(segment.path())?;
-        } else {
-            tracing::error!(partition = %id, segment = %segment.base, by = %by.base, "a superseded segment was set aside: the one in its place is damaged");
-            files::rename(segment.path(), &segment.path().with_extension(files::TORN_SUFFIX))
-                .map_err(|error| FileError::new("rename", segment.path(), error))?;
+        match unexplained(by, &segment) {
+            None => {
+                tracing::info!(partition = %id, segment = %segment.base, by = %by.base, "a superseded segment was removed");
+                files::remove_file(segment.path())?;
+            }
+            Some(reason) => {
+                let aside = files::set_aside(segment.path())?;
+                tracing::error!(partition = %id, file = %aside.display(), by = %by.base, reason, "a segment file was set aside: another segment stands for its offsets, and no compaction has left it");
+            }
         }
         files::remove_file(&segment.index_path())?;
     }
@@ -49,6 +49,47 @@ pub(crate) fn remove_superseded(
     }
     *segments = kept;
     Ok(count)
+}
+
+/// Why a segment is none of those that `by` was written from, or must not go all the same; `None`: a crash has left it.
+fn unexplained(by: &Segment, segment: &Segment) -> Option<String> {
+    let end_of = |segment: &Segment| segment.read_seal().ok().flatten().map(|totals| totals.next_offset);
+    // It was whole before it had its name; if it is not any more, nothing more is to be lost.
+    if end_of(by) != by.header.range_end {
+        return Some("the one in its place is damaged".to_owned());
+    }
+    if let Some(reason) = &segment.broken {
+        return Some(reason.clone());
+    }
+    // Compaction replaces what is sealed, and all of it.
+    let end = end_of(segment).filter(|end| Some(*end) <= by.header.range_end);
+    let Some(end) = end else { return Some("it has no seal, or reaches further".to_owned()) };
+    let given_up = lost_ranges(by);
+    let (Some(given_up), Some(known)) = (given_up, lost_ranges(segment)) else {
+        return Some("one of the two is damaged".to_owned());
+    };
+    // Names that an acceptance finds are durable before its marker is, so what compaction has left knows the markers.
+    let back =
+        given_up.into_iter().find(|range| range.0 < end && segment.base < range.1 && !known.contains(range));
+    back.map(|(from, until)| format!("offsets {from} to {until} were given up, and it has them"))
+}
+
+/// The ranges of the markers in a segment; `None` if it cannot be read from end to end.
+fn lost_ranges(segment: &Segment) -> Option<Vec<(Offset, Offset)>> {
+    let source = Opened::new(segment).ok()?;
+    let (start, end) = (SEGMENT_HEADER_LENGTH as u64, segment.end());
+    let mut walker = Walker::new(source, segment.header.salt, start, end, HEADERS_WINDOW).over_headers();
+    let mut ranges = Vec::new();
+    loop {
+        match walker.step().ok()? {
+            Step::Frame(_, Frame { content: Content::Batch(header), .. }) if header.is_lost() => {
+                ranges.push((header.base_offset, header.next_offset()));
+            }
+            Step::Frame(..) => {}
+            Step::Invalid(..) => return None,
+            Step::End => return Some(ranges),
+        }
+    }
 }
 
 /// The durable end that compacted segments attest by being there: everything below the end of their range was

@@ -3,6 +3,7 @@
 mod model;
 mod obstacles;
 mod pass;
+mod put_back;
 mod returns;
 mod swap;
 mod tombstones;
