@@ -4,6 +4,7 @@ mod compaction;
 mod damage;
 mod faults;
 mod refusals;
+mod trims;
 
 use std::{
     path::Path,

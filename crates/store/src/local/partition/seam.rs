@@ -39,33 +39,45 @@ impl LocalPartition {
 
     /// Moves log start to `start`, which is not below it, and deletes what lies before.
     async fn trim_to(self: &Arc<Self>, start: Offset) -> Result<(Offset, u32, u64), StoreError> {
-        let start = {
-            let state = self.state.lock();
-            let clamped = state.log.clamp_start(start);
-            if clamped <= self.reader.start() && !state.log.has_segments_below(clamped) {
-                return Ok((clamped, 0, 0));
-            }
-            clamped
-        };
+        let (start, is_due) = self.trim_start(start);
+        if !is_due {
+            return Ok((start, 0, 0));
+        }
         // The state of producers whose batches go must outlive them (semantics, idempotence, rule 6).
         self.barrier(|log| log.stage_snapshot(true)).await?;
         let partition = Arc::clone(self);
-        blocking(move || {
-            let _not_now = partition.compaction.work();
-            write_log_start(&partition.directory, start).map_err(store_error)?;
-            let removed = partition.state.lock().log.advance_start(start);
-            let (mut count, mut bytes) = (0, 0);
-            for segment in removed {
-                match segment.unlink() {
-                    Ok(freed) => bytes += freed,
-                    Err(error) => tracing::warn!(%error, "a deleted segment's file could not be removed"),
-                }
-                count += 1;
+        blocking(move || partition.carry_out_trim(start)).await
+    }
+
+    /// Where log start would be after a trim, and whether there is anything to do for it.
+    fn trim_start(&self, start: Offset) -> (Offset, bool) {
+        let log = &self.state.lock().log;
+        let start = log.clamp_start(start);
+        (start, start > self.reader.start() || log.has_segments_below(start))
+    }
+
+    /// The rest of a trim, when what it needs is durable; also if nobody waits for it any more.
+    pub(in crate::local) fn carry_out_trim(&self, start: Offset) -> Result<(Offset, u32, u64), StoreError> {
+        // Whoever shuts the partition waits for it after that.
+        let _not_now = self.compaction.work();
+        self.check_serving()?;
+        // Another trim may have overtaken this one.
+        let (start, is_due) = self.trim_start(start);
+        if !is_due {
+            return Ok((start, 0, 0));
+        }
+        write_log_start(&self.directory, start).map_err(store_error)?;
+        let removed = self.state.lock().log.advance_start(start);
+        let (mut count, mut bytes) = (0, 0);
+        for segment in removed {
+            match segment.unlink() {
+                Ok(freed) => bytes += freed,
+                Err(error) => tracing::warn!(%error, "a deleted segment's file could not be removed"),
             }
-            Counters::add(&partition.shared.counters.segments_deleted, u64::from(count));
-            Ok((start, count, bytes))
-        })
-        .await
+            count += 1;
+        }
+        Counters::add(&self.shared.counters.segments_deleted, u64::from(count));
+        Ok((start, count, bytes))
     }
 
     /// Runs a read: at once if the bytes are in memory, otherwise where it may wait for the disk.
