@@ -47,7 +47,7 @@ pub use directory::{
 };
 pub use error::{FileError, LogReadError, OpenLogError, StageError};
 pub use frame::{FORMAT_VERSION, LogPosition};
-pub use log::{Log, Offered, RemovedSegment};
+pub use log::{Caches, Log, Offered, Trimmed};
 pub use lookup::{Extent, TimedOffset};
 pub use reader::{LogReader, ReadRange, StoredBatch};
 pub use recovery::{OpenOptions, OpenReport};

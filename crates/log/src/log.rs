@@ -3,6 +3,7 @@
 //!
 //! Not here: syncing, tickets, waiting (`rimstone-store`); reading (`reader`).
 
+mod caches;
 mod trim;
 
 use std::{
@@ -17,7 +18,7 @@ use arc_swap::ArcSwap;
 use rimstone_record::Batch;
 use rimstone_types::{Offset, PartitionId, ProducerId, Timestamp};
 
-pub use self::trim::RemovedSegment;
+pub use self::{caches::Caches, trim::Trimmed};
 use crate::{
     checkpoint::{self, Checkpoint},
     config::LogConfig,
@@ -471,20 +472,6 @@ impl Log {
         self.shared.durable.store(position.offset.get(), Ordering::Release);
     }
 
-    /// Writes the caches that make the next start quick. Only when nothing is dirty.
-    ///
-    /// # Errors
-    /// [`FileError`].
-    pub fn write_caches(&mut self) -> Result<(), FileError> {
-        self.head.segment.write_index(self.head.frames.previous_check);
-        let offset = self.head.next_offset();
-        let path = files::offset_path(&self.directory, offset, files::PRODUCERS_SUFFIX);
-        let kept = self.kept_snapshots();
-        files::replace_file(&path, &snapshot::encode(offset, &self.producers), kept.keeps(offset))?;
-        snapshot::remove_old(&self.directory, kept);
-        Ok(())
-    }
-
     fn kept_snapshots(&self) -> KeptSnapshots {
         KeptSnapshots {
             durable: self.durable_snapshot,
@@ -497,13 +484,6 @@ impl Log {
     /// Gives the active segment's descriptor back. Only when nothing is dirty.
     pub fn release_writer(&self) -> bool {
         self.head.segment.release_writer()
-    }
-
-    /// Gives back maps that nobody has read through since the last call.
-    pub fn sweep_maps(&self) {
-        for segment in self.shared.segments.load().iter() {
-            segment.sweep_map();
-        }
     }
 
     /// Segments and their bytes.

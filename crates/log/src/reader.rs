@@ -92,6 +92,13 @@ impl LogReader {
         self.ends().start
     }
 
+    /// Gives back maps that nobody has read through since the last call.
+    pub fn sweep_maps(&self) {
+        for segment in self.0.segments.load_full().iter() {
+            segment.sweep_map();
+        }
+    }
+
     /// Reads whole batches of one segment, from the one that holds `range.from` on. Empty only if nothing lies
     /// between `from` and `until`.
     ///

@@ -90,6 +90,15 @@ enum Index {
     },
 }
 
+/// What is known of an index as of one moment.
+#[derive(Debug)]
+pub(crate) struct KnownIndex {
+    header: IndexHeader,
+    /// Below this place, the entries are in the index file.
+    behind: Option<u64>,
+    entries: Vec<IndexEntry>,
+}
+
 /// Where a search in the index says to begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Found {
@@ -247,33 +256,45 @@ impl Segment {
 
     /// Nothing more will be written: its index goes to its file, a cache that is not synced, and out of memory.
     pub(crate) fn finish(&self, last_check: u32) {
-        self.write_index(last_check);
+        if let Some(known) = self.known_index(last_check) {
+            self.write_index(known);
+        }
         *self.writer.lock() = None;
     }
 
-    /// Writes the index file. Failing is no harm: it stays in memory, and is rebuilt after a restart.
-    pub(crate) fn write_index(&self, last_check: u32) {
-        let mut state = self.state.write();
-        if let Index::Tail { from, entries } = &state.index {
-            if entries.is_empty() && *from == self.end() {
-                return;
-            }
-            // Without what lies below, it is rebuilt when somebody reads there.
-            let Some(mut whole) = self.file_entries(*from) else { return };
-            whole.extend_from_slice(entries);
-            state.index = Index::Memory(whole);
-        }
-        let State { index: Index::Memory(entries), totals: Some(totals) } = &*state else { return };
-        let header = IndexHeader {
-            salt: self.header.salt,
-            base: self.base,
-            end: self.end(),
-            last_check,
-            entries: 0,
-            totals: *totals,
+    /// What is to go to the index file, if anything.
+    pub(crate) fn known_index(&self, last_check: u32) -> Option<KnownIndex> {
+        let state = self.state.read();
+        let end = self.end();
+        let (behind, entries) = match &state.index {
+            Index::File => return None,
+            Index::Tail { from, entries } if entries.is_empty() && *from == end => return None,
+            Index::Tail { from, entries } => (Some(*from), entries.clone()),
+            Index::Memory(entries) => (None, entries.clone()),
         };
-        match files::replace_file(&self.index_path(), &index::encode(header, entries), false) {
-            Ok(()) => state.index = Index::File,
+        let (salt, base, totals) = (self.header.salt, self.base, state.totals?);
+        let header = IndexHeader { salt, base, end, last_check, entries: 0, totals };
+        Some(KnownIndex { header, behind, entries })
+    }
+
+    /// Writes the index file; who reads does not wait for it. Failing is no harm: it stays in memory, and is rebuilt after
+    /// a restart.
+    pub(crate) fn write_index(&self, known: KnownIndex) {
+        let KnownIndex { header, behind, mut entries } = known;
+        if let Some(from) = behind {
+            // Without what lies below, it is rebuilt when somebody reads there.
+            let Some(mut whole) = self.file_entries(from) else { return };
+            whole.append(&mut entries);
+            entries = whole;
+        }
+        match files::replace_file(&self.index_path(), &index::encode(header, &entries), false) {
+            Ok(()) => {
+                let mut state = self.state.write();
+                // What was written to the segment meanwhile is not in the file.
+                if state.totals == Some(header.totals) {
+                    state.index = Index::File;
+                }
+            }
             Err(error) => tracing::warn!(%error, "an index file was not written; it will be rebuilt"),
         }
     }

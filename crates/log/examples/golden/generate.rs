@@ -287,7 +287,7 @@ pub(crate) fn run(root: &Path, kind: &str) -> Result<(), Box<dyn Error>> {
 fn compacted(root: &Path) -> Result<(), Box<dyn Error>> {
     directory(root, "clean", |writer, _, data| {
         writer.compact(1 << 20, usize::MAX)?;
-        writer.log.write_caches()?;
+        writer.log.caches().write()?;
         data.mark_clean()?;
         Ok(())
     })?;
@@ -315,7 +315,7 @@ fn given_up(root: &Path) -> Result<(), Box<dyn Error>> {
 
 fn plain(root: &Path) -> Result<(), Box<dyn Error>> {
     directory(root, "clean", |writer, _, data| {
-        writer.log.write_caches()?;
+        writer.log.caches().write()?;
         data.mark_clean()?;
         Ok(())
     })?;
@@ -324,11 +324,11 @@ fn plain(root: &Path) -> Result<(), Box<dyn Error>> {
         writer.sync()?;
         let start = writer.log.clamp_start(Offset::new(17)?);
         write_log_start(&writer.path, start)?;
-        for segment in writer.log.advance_start(start) {
-            segment.unlink()?;
+        for freed in writer.log.advance_start(start).unlink() {
+            freed?;
         }
         writer.expected = writer.expected.lines().skip(17).map(|line| format!("{line}\n")).collect();
-        writer.log.write_caches()?;
+        writer.log.caches().write()?;
         data.mark_clean()?;
         Ok(())
     })?;
@@ -400,7 +400,7 @@ fn codecs(root: &Path) -> Result<(), Box<dyn Error>> {
         writer.log.configure(LogConfig { segment_age: Duration::ZERO, ..writer.log.config().clone() });
         writer.log.roll_if_old(Timestamp(BEGAN + 31_000));
         keep(writer)?;
-        writer.log.write_caches()?;
+        writer.log.caches().write()?;
         data.mark_clean()?;
         Ok(())
     })

@@ -2,7 +2,10 @@
 //!
 //! Not here: the rules of retention (`retention`), making log start durable (`snapshot`).
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering},
+};
 
 use rimstone_types::{Offset, Timestamp};
 
@@ -31,13 +34,14 @@ impl Log {
     }
 
     /// Publishes a log start that the caller has made durable, and takes the segments below it out of the log.
-    /// The caller unlinks them: readers that hold their bytes keep them.
-    pub fn advance_start(&mut self, start: Offset) -> Vec<RemovedSegment> {
-        // Before records go, and only now that log and snapshot are durable: so the oldest one is always the one
-        // that deleted records rest on.
-        if let Some(durable) = self.durable_snapshot {
-            snapshot::remove_before(&self.directory, durable);
-        }
+    /// The caller removes what is not needed any more: readers that hold bytes of the segments keep them.
+    pub fn advance_start(&mut self, start: Offset) -> Trimmed {
+        let (directory, durable_snapshot) = (self.directory.clone(), self.durable_snapshot);
+        let segments = self.take_out_below(start);
+        Trimmed { directory, durable_snapshot, segments }
+    }
+
+    fn take_out_below(&mut self, start: Offset) -> Vec<Arc<Segment>> {
         self.shared.start.store(start.get(), Ordering::Release);
         let segments = self.shared.segments.load_full();
         // A segment goes when the next one begins at or below the log start; so the active one stays.
@@ -49,7 +53,7 @@ impl Log {
             return Vec::new();
         }
         self.shared.segments.store(Arc::new(segments[gone..].to_vec()));
-        segments[..gone].iter().map(|segment| RemovedSegment(Arc::clone(segment))).collect()
+        segments[..gone].to_vec()
     }
 
     /// Which log start retention asks for, how many segments lie below it, and whether more is due than one pass
@@ -90,18 +94,33 @@ fn age(totals: &Totals) -> Option<Timestamp> {
     (totals.frames > 0).then_some(time)
 }
 
-/// A segment that is no longer part of the log.
+/// What a log does not need any more behind a new log start.
 #[derive(Debug)]
-pub struct RemovedSegment(Arc<Segment>);
+#[must_use = "the files are still there"]
+pub struct Trimmed {
+    directory: PathBuf,
+    durable_snapshot: Option<Offset>,
+    segments: Vec<Arc<Segment>>,
+}
 
-impl RemovedSegment {
-    /// Unlinks its files, and answers how many bytes they had.
-    ///
-    /// # Errors
-    /// [`FileError`]; the files are removed at the next start then.
-    pub fn unlink(self) -> Result<u64, FileError> {
-        files::remove_file(self.0.path())?;
-        files::remove_file(&self.0.index_path())?;
-        Ok(self.0.end())
+impl Trimmed {
+    /// How many segments these are.
+    pub fn segments(&self) -> usize {
+        self.segments.len()
+    }
+
+    /// Unlinks the files, outside the lock, and answers for each segment how many bytes it had, or why its files are
+    /// still there; the next trim after a start removes them then.
+    pub fn unlink(self) -> impl Iterator<Item = Result<u64, FileError>> {
+        // Before records go, and only now that log and snapshot are durable: so the oldest one is always the one
+        // that deleted records rest on.
+        if let Some(durable) = self.durable_snapshot {
+            snapshot::remove_before(&self.directory, durable);
+        }
+        self.segments.into_iter().map(|segment| {
+            files::remove_file(segment.path())?;
+            files::remove_file(&segment.index_path())?;
+            Ok(segment.end())
+        })
     }
 }

@@ -121,7 +121,7 @@ fn rot_where_it_begins_makes_the_start_read_the_segment() {
 fn a_clean_start_goes_on_with_the_index_that_the_stop_left() {
     let (directory, end, _) = written(500, 700);
     let (mut log, _) = open_with(directory.path(), Some(end), None);
-    log.write_caches().unwrap();
+    log.caches().write().unwrap();
     let mut last = log.durable_position();
     for round in 0..3 {
         drop(log);
@@ -151,7 +151,7 @@ fn a_clean_start_goes_on_with_the_index_that_the_stop_left() {
             let counted = reader.count(offset(from), last.offset, Access::Blocking).unwrap();
             assert_eq!(counted.records, last.offset.get() - from);
         }
-        log.write_caches().unwrap();
+        log.caches().write().unwrap();
     }
 }
 

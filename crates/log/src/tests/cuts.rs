@@ -37,7 +37,7 @@ fn a_synced_snapshot_is_not_replaced_by_one_that_is_not() {
         sync(&mut log);
         assert!(snapshots(&recorder).iter().all(Option::is_some));
         if stop {
-            log.write_caches().unwrap();
+            log.caches().write().unwrap();
         } else {
             // Does not fit any more: the segment is sealed where the snapshot was made.
             append(&mut log, &values(1, 300, 2), 0);

@@ -206,7 +206,7 @@ fn an_end_that_the_files_do_not_reach_is_named() {
     let (mut log, _) = open(directory.path(), 1 << 20, None, false);
     append(&mut log, &values(1, 10, 7), 7);
     sync(&mut log);
-    log.write_caches().unwrap();
+    log.caches().write().unwrap();
     let end = log.durable_position();
     let producers = log.producers().clone();
     drop(log);
@@ -312,8 +312,8 @@ fn damage_that_is_met_again_costs_no_walk_and_no_index() {
         let at = content.windows(20).position(|window| window == &wanted[..20]).unwrap();
         let file = std::fs::File::options().write(true).open(&path).unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, &[0; 60], at as u64 - 120).unwrap();
-        log.sweep_maps();
-        log.sweep_maps();
+        log.reader().sweep_maps();
+        log.reader().sweep_maps();
         let index = path.with_extension("idx");
         assert_eq!(index.exists(), !active);
         reader.read(range(999), Access::Blocking).unwrap();
@@ -363,8 +363,8 @@ fn a_file_that_goes_under_an_open_log_is_named_when_it_is_read() {
             // Who has it mapped still reads it, unless the kernel wants the memory; and then nobody has.
             let (found, damage) = read_all(&log, 1 << 20);
             assert!(found.len() == 24 && damage.is_empty() || damage == [(bases[1], bases[2])], "{damage:?}");
-            log.sweep_maps();
-            log.sweep_maps();
+            log.reader().sweep_maps();
+            log.reader().sweep_maps();
         }
         let (found, damage) = read_all(&log, 1 << 20);
         assert_eq!(damage, [(bases[1], bases[2])], "warm: {warm}");
@@ -381,8 +381,8 @@ fn a_file_that_goes_under_an_open_log_is_named_when_it_is_read() {
             }
         }
         // What is deleted is out of range, and no damage.
-        for removed in log.advance_start(bases[1].saturating_add(1)) {
-            removed.unlink().unwrap();
+        for freed in log.advance_start(bases[1].saturating_add(1)).unlink() {
+            freed.unwrap();
         }
         let gone = reader.read(ReadRange { from: bases[1], until: end.offset, bytes: 1 }, Access::Blocking);
         assert!(matches!(gone, Err(LogReadError::OutOfRange { .. })), "{gone:?}");

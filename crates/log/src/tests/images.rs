@@ -310,8 +310,8 @@ impl World {
         crate::write_log_start(&directory, wanted).unwrap();
         let removed = self.log().advance_start(wanted);
         self.promise();
-        for segment in removed {
-            segment.unlink().unwrap();
+        for freed in removed.unlink() {
+            freed.unwrap();
         }
         self.done.trimmed += 1;
     }
@@ -320,7 +320,7 @@ impl World {
         assert!(self.write() && self.sync(true), "no call was made to fail");
         let syncfs = self.syncfs;
         let Server { directory, witness, log, .. } = self.server();
-        log.write_caches().unwrap();
+        log.caches().write().unwrap();
         witness.record(ID, log.written_position()).unwrap();
         if syncfs {
             files::sync_file_system(witness.file()).unwrap();

@@ -113,14 +113,14 @@ impl World {
                 let end = self.log().durable_position().offset.get();
                 let start = self.log().clamp_start(offset(end * u64::from(share) / 255));
                 crate::write_log_start(self.directory.path(), start).unwrap();
-                for segment in self.log().advance_start(start) {
-                    segment.unlink().unwrap();
+                for freed in self.log().advance_start(start).unlink() {
+                    freed.unwrap();
                 }
                 self.start = start;
             }
             Operation::CleanReopen => {
                 sync(self.log());
-                self.log().write_caches().unwrap();
+                self.log().caches().write().unwrap();
                 self.witness = Some(self.log().durable_position());
                 self.reopen(true);
             }

@@ -117,7 +117,7 @@ fn a_clean_stop_is_gone_on_from_its_caches_without_a_scan() {
     }
     sync(&mut log);
     let expected = read_all(&log, 1 << 20).0;
-    log.write_caches().unwrap();
+    log.caches().write().unwrap();
     let witness = Some(log.durable_position());
     drop(log);
     let (mut log, report) = open(directory.path(), 2048, witness, true);
@@ -188,14 +188,14 @@ fn producers_survive_restart_trim_and_retention_of_their_records() {
     let start = log.clamp_start(offset(8));
     crate::write_log_start(directory.path(), start).unwrap();
     let removed = log.advance_start(start);
-    assert!(!removed.is_empty());
-    for segment in removed {
-        segment.unlink().unwrap();
+    assert!(removed.segments() > 0);
+    for freed in removed.unlink() {
+        freed.unwrap();
     }
     let witness = log.durable_position();
     for clean in [false, true] {
         if clean {
-            log.write_caches().unwrap();
+            log.caches().write().unwrap();
         }
         drop(log);
         let (again, _) = open(directory.path(), 600, Some(witness), clean);
@@ -329,8 +329,8 @@ fn a_power_cut_behind_many_rolls_leaves_the_state_of_deleted_batches() {
     sync(&mut log);
     let start = log.clamp_start(offset(8));
     crate::write_log_start(directory.path(), start).unwrap();
-    for segment in log.advance_start(start) {
-        segment.unlink().unwrap();
+    for freed in log.advance_start(start).unlink() {
+        freed.unwrap();
     }
     let durable = log.durable_position();
     // One group, many rolls, never synced.
@@ -364,7 +364,7 @@ fn a_clean_mark_does_not_hide_that_the_last_segment_is_missing() {
         append(&mut log, &values(1, 100, n), 1);
         sync(&mut log);
     }
-    log.write_caches().unwrap();
+    log.caches().write().unwrap();
     let end = log.durable_position();
     drop(log);
     std::fs::remove_file(files::offset_path(directory.path(), end.segment, "log")).unwrap();
@@ -417,8 +417,8 @@ fn a_snapshot_counts_only_once_it_is_written() {
     assert!(written.failure.is_some());
     log.snapshots_written(&written);
     sync(&mut log);
-    for segment in log.advance_start(log.clamp_start(offset(5))) {
-        segment.unlink().unwrap();
+    for freed in log.advance_start(log.clamp_start(offset(5))).unlink() {
+        freed.unwrap();
     }
     let witness = log.durable_position();
     drop(log);
@@ -473,8 +473,8 @@ fn what_lies_behind_a_deleted_attested_end_is_kept() {
         let all: Vec<_> = all.into_iter().map(content).collect();
         let start = log.clamp_start(offset(deleted));
         crate::write_log_start(directory.path(), start).unwrap();
-        for segment in log.advance_start(start) {
-            segment.unlink().unwrap();
+        for freed in log.advance_start(start).unlink() {
+            freed.unwrap();
         }
         assert!(witness.segment > offset(0));
         assert!(!files::offset_path(directory.path(), witness.segment, "log").exists());
@@ -514,8 +514,8 @@ fn offsets_below_the_log_start_are_not_given_out_again() {
         let start = log.clamp_start(offset(11));
         assert_eq!(start, offset(11));
         crate::write_log_start(directory.path(), start).unwrap();
-        for segment in log.advance_start(start) {
-            segment.unlink().unwrap();
+        for freed in log.advance_start(start).unlink() {
+            freed.unwrap();
         }
         drop(log);
         let left = files::list_offsets(directory.path(), "log").unwrap();

@@ -305,11 +305,14 @@ impl LocalPartition {
 
     /// Writes the caches for the next start. `false`: the partition is not clean.
     pub(super) fn write_caches(&self) -> Result<bool, StoreError> {
-        let mut state = self.state.lock();
-        if state.poisoned.is_some() || state.log.is_dirty() {
-            return Ok(false);
-        }
-        state.log.write_caches().map_err(store_error)?;
+        let caches = {
+            let state = self.state.lock();
+            if state.poisoned.is_some() || state.log.is_dirty() {
+                return Ok(false);
+            }
+            state.log.caches()
+        };
+        caches.write().map_err(store_error)?;
         Ok(true)
     }
 

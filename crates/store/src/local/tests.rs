@@ -3,6 +3,7 @@
 mod compaction;
 mod damage;
 mod faults;
+mod locks;
 mod refusals;
 mod trims;
 

@@ -197,7 +197,7 @@ impl World {
             Operation::Trim { share } => self.trim(*share),
             Operation::CleanReopen => {
                 self.sync();
-                self.log().write_caches().unwrap();
+                self.log().caches().write().unwrap();
                 self.log = None;
                 self.log = Some(self.open(self.directory.path(), Some(self.ends[0]), true));
             }
@@ -291,8 +291,8 @@ impl World {
         let end = self.ends[0].offset.get();
         let start = self.log().clamp_start(offset(end * u64::from(share) / 2 / 255));
         crate::write_log_start(self.directory.path(), start).unwrap();
-        for segment in self.log().advance_start(start) {
-            segment.unlink().unwrap();
+        for freed in self.log().advance_start(start).unlink() {
+            freed.unwrap();
         }
         self.start = start;
     }

@@ -344,7 +344,7 @@ fn what_is_too_young_above_the_limit_or_below_log_start_is_left_out() {
     log.stage_snapshot(true);
     sync(&mut log);
     crate::write_log_start(directory.path(), offset(3)).unwrap();
-    assert!(log.advance_start(offset(3)).len() == 1);
+    assert!(log.advance_start(offset(3)).segments() == 1);
     assert_eq!(run(&mut log, 40_000).records_removed, 1);
     assert_eq!(shown(&log), [(3, "c".to_owned(), Some("4".to_owned()))]);
     check_look_ups(&log, &records(&log, 1000));

@@ -109,8 +109,8 @@ fn trim(directory: &Path, log: &mut Log, start: u64) {
     log.stage_snapshot(true);
     sync(log);
     crate::write_log_start(directory, offset(start)).unwrap();
-    for segment in log.advance_start(offset(start)) {
-        segment.unlink().unwrap();
+    for freed in log.advance_start(offset(start)).unlink() {
+        freed.unwrap();
     }
 }
 

@@ -67,10 +67,10 @@ impl LocalPartition {
             return Ok((start, 0, 0));
         }
         write_log_start(&self.directory, start).map_err(store_error)?;
-        let removed = self.state.lock().log.advance_start(start);
+        let trimmed = self.state.lock().log.advance_start(start);
         let (mut count, mut bytes) = (0, 0);
-        for segment in removed {
-            match segment.unlink() {
+        for freed in trimmed.unlink() {
+            match freed {
                 Ok(freed) => bytes += freed,
                 Err(error) => tracing::warn!(%error, "a deleted segment's file could not be removed"),
             }
@@ -325,11 +325,8 @@ impl PartitionStore for Arc<LocalPartition> {
         Box::pin(async move {
             let _one_at_a_time = self.maintenance.lock().await;
             let mut rolled = false;
-            {
-                let mut state = self.state.lock();
-                state.log.producers_mut().expire(now);
-                state.log.sweep_maps();
-            }
+            self.state.lock().log.producers_mut().expire(now);
+            self.reader.sweep_maps();
             if self.state.lock().log.is_old(now) {
                 self.barrier(|log| rolled = log.roll_if_old(now)).await?;
             }
