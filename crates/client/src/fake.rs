@@ -22,7 +22,10 @@ use rimstone_proto::v1::{
 };
 use rimstone_record::{Batch, Limits, ProducerStamp, Record};
 use rimstone_types::{Offset, ProducerId, Sequence};
-use tokio::{net::TcpListener, runtime::Runtime};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    runtime::Runtime,
+};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -206,6 +209,8 @@ fn status(code: Code, reason: &str, metadata: &[(&str, &str)]) -> Status {
 pub(crate) struct Fake {
     pub(crate) world: Arc<Mutex<World>>,
     pub(crate) address: SocketAddr,
+    /// Bound and never listening: while the server is down, its port is not given to anybody else.
+    _port: Arc<TcpSocket>,
     streams: Arc<AtomicU64>,
     /// The server's tasks, connections included: dropped at once when it is killed.
     runtime: Arc<Mutex<Option<Runtime>>>,
@@ -232,14 +237,18 @@ impl Fake {
             fired: 0,
             inits: 0,
         };
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+        let port = TcpSocket::new_v4().expect("a socket can be made");
+        // So that a listener, which has it too, may be bound beside it.
+        port.set_reuseaddr(true).expect("a socket can have it");
+        port.bind(([127, 0, 0, 1], 0).into()).expect("loopback has a free port");
         let fake = Self {
             world: Arc::new(Mutex::new(world)),
-            address: listener.local_addr().expect("it is bound"),
+            address: port.local_addr().expect("it is bound"),
+            _port: Arc::new(port),
             streams: Arc::default(),
             runtime: Arc::default(),
         };
-        fake.serve(listener);
+        fake.revive();
         fake
     }
 
@@ -278,7 +287,7 @@ impl Fake {
 
     /// Listens again at the same address.
     pub(crate) fn revive(&self) {
-        let socket = std::net::TcpListener::bind(self.address).expect("the port is still free");
+        let socket = std::net::TcpListener::bind(self.address).expect("the port is kept");
         self.serve(socket);
     }
 

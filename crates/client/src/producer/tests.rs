@@ -274,9 +274,11 @@ async fn a_refused_batch_makes_room_in_the_numbering() {
 #[tokio::test]
 async fn refusals_that_last_end_at_the_deadline_as_not_stored() {
     let fake = Fake::start(1, &[("logs", 1)], Faults::default()).await;
-    let refusal = item(Code::ResourceExhausted, reason::DISK_FULL, &[]);
+    // Tried twice, and no try is on the wire at the deadline: what became of that one would not be known.
+    let mut refusal = item(Code::ResourceExhausted, reason::DISK_FULL, &[]);
+    refusal.retry_delay_ms = 1_500;
     fake.world.lock().refuse.insert(("logs".to_owned(), 0), refusal);
-    let producer = producer(&fake).deadline(Duration::from_secs(2)).build().unwrap();
+    let producer = producer(&fake).deadline(Duration::from_millis(2_800)).build().unwrap();
     let mut pending = Vec::new();
     for number in 0..30 {
         pending.push(producer.send("logs", in_partition(0, &format!("{number:0100}"))).await.unwrap());
@@ -295,7 +297,7 @@ async fn refusals_that_last_end_at_the_deadline_as_not_stored() {
 #[tokio::test]
 async fn an_unknown_outcome_ends_the_numbering_and_a_new_id_goes_on() {
     let fake = Fake::start(1, &[("logs", 2)], Faults::default()).await;
-    let producer = producer(&fake).deadline(Duration::from_secs(2)).build().unwrap();
+    let producer = producer(&fake).deadline(Duration::from_secs(5)).build().unwrap();
     drop(producer.send("logs", in_partition(0, "a")).await.unwrap());
     within(producer.flush()).await.unwrap();
     fake.world.lock().hang = true;
@@ -323,7 +325,8 @@ async fn an_unknown_outcome_ends_the_numbering_and_a_new_id_goes_on() {
 #[tokio::test]
 async fn an_id_whose_numbering_has_ended_does_not_come_back() {
     let fake = Fake::start(1, &[("logs", 1)], Faults::default()).await;
-    let producer = producer(&fake).deadline(Duration::from_secs(2)).build().unwrap();
+    // Long enough for the server's return within it.
+    let producer = producer(&fake).deadline(Duration::from_secs(8)).build().unwrap();
     drop(producer.send("logs", in_partition(0, "a")).await.unwrap());
     within(producer.flush()).await.unwrap();
     fake.world.lock().hang = true;
@@ -396,7 +399,7 @@ async fn a_topic_whose_partition_cannot_be_opened_holds_up_no_other() {
 #[tokio::test]
 async fn a_server_that_is_not_there_is_named_at_the_deadline() {
     let fake = Fake::start(1, &[("logs", 1)], Faults::default()).await;
-    let producer = producer(&fake).deadline(Duration::from_secs(2)).build().unwrap();
+    let producer = producer(&fake).deadline(Duration::from_secs(5)).build().unwrap();
     drop(producer.send("logs", in_partition(0, "a")).await.unwrap());
     within(producer.flush()).await.unwrap();
     fake.kill().await;
@@ -413,11 +416,13 @@ async fn the_buffer_is_bounded() {
     let fake = Fake::start(1, &[("logs", 1)], Faults::default()).await;
     fake.world.lock().hang = true;
     let producer = producer(&fake).buffer_bytes(64 << 10).build().unwrap();
-    let mut taken = 0;
+    let value = "x".repeat(1000);
+    // The first one waits for the connection; the others only for room.
+    drop(within(producer.send("logs", in_partition(0, &value))).await.unwrap());
+    let mut taken = 1;
     loop {
-        let value = "x".repeat(1000);
         let send = producer.send("logs", in_partition(0, &value));
-        match tokio::time::timeout(Duration::from_millis(200), send).await {
+        match tokio::time::timeout(Duration::from_secs(2), send).await {
             Ok(pending) => drop(pending.unwrap()),
             Err(_) => break,
         }

@@ -21,21 +21,21 @@ async fn a_stop_by_hand_waits_for_what_is_in_hand() {
     let moved = async { within(second.next()).await.unwrap() };
     let mut moved = std::pin::pin!(moved);
     // One of the two partitions is to go; nothing of it is handed out any more, and it does not go yet.
-    let mut stopping = None;
-    let waited = tokio::time::timeout(Duration::from_millis(300), async {
-        loop {
-            tokio::select! {
-                moved = &mut moved => panic!("{moved:?} was given away"),
-                record = first.next() => {
-                    let record = record.unwrap();
-                    let gone = fake.world.lock().group("g").members["a"].stopping.clone();
-                    stopping = gone.first().map(|place| place.1).or(stopping);
-                    held.entry(record.partition.0).or_default().push(record);
-                }
+    let asked = async {
+        until("a is asked to stop", || is_asked_to_stop(&fake)).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    };
+    let mut asked = std::pin::pin!(asked);
+    loop {
+        tokio::select! {
+            () = &mut asked => break,
+            moved = &mut moved => panic!("{moved:?} was given away"),
+            record = first.next() => {
+                let record = record.unwrap();
+                held.entry(record.partition.0).or_default().push(record);
             }
         }
-    });
-    assert!(waited.await.is_err());
+    }
     let gone = fake.world.lock().group("g").members["a"].stopping.first().unwrap().1;
     assert!(!has_stopped(&fake, gone));
     // A record is still held; committing the last one settles all of them.
