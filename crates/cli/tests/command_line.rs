@@ -8,6 +8,8 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
+use tokio::net::TcpSocket;
+
 fn rimstone(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rimstone"));
     command.args(arguments).stdin(Stdio::null()).env_remove("RIMSTONE_SERVER").env("NO_COLOR", "1");
@@ -20,10 +22,12 @@ fn run(arguments: &[&str]) -> (i32, String, String) {
     (status.code().expect("no signal"), text(stdout), text(stderr))
 }
 
-/// An address where nobody listens: the port is taken and given back.
-fn nobody() -> String {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().to_string()
+/// An address where nobody listens: as long as the socket is kept, its port is nobody else's either.
+fn nobody() -> (TcpSocket, String) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = socket.local_addr().unwrap().to_string();
+    (socket, address)
 }
 
 #[test]
@@ -102,7 +106,7 @@ fn a_server_that_cannot_listen_says_why_once() {
 
 #[test]
 fn a_server_that_is_not_there_ends_with_4_and_says_how_to_start_one() {
-    let address = nobody();
+    let (_socket, address) = nobody();
     for arguments in [
         &["topic", "list"][..],
         &["topic", "create", "visits"],

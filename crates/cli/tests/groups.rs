@@ -215,11 +215,37 @@ fn offsets_are_committed_cloned_and_forgotten_from_outside() {
 #[test]
 fn a_member_that_is_to_print_nothing_prints_nothing_and_ends() {
     let (_directory, server) = started();
-    let consume =
-        ["consume", "visits", "--group", "nothing", "--start", "earliest", "--until-idle", "1s", "-q"];
+    let consume = ["consume", "visits", "--group", "nothing", "--start", "earliest", "-q"];
     assert_eq!(server.ok(&[&consume[..], &["-n", "0"]].concat()), "");
     // Nothing was committed either.
-    assert_eq!(server.ok(&consume).lines().count(), 30);
+    assert_eq!(server.ok(&[&consume[..], &["--until-caught-up"]].concat()).lines().count(), 30);
+}
+
+#[test]
+fn nobody_is_idle_before_there_is_something_to_read() {
+    let (_directory, server) = started();
+    // It prints everything, commits nothing, and is frozen: what it has comes free when its session ends.
+    let session = ["--group", "late", "--session-timeout", "4s", "--commit-interval", "1h", "-q"];
+    let (mut frozen, mut out) = member(&server, &session);
+    let mut line = String::new();
+    for _ in 0..30 {
+        out.read_line(&mut line).unwrap();
+    }
+    signal(&frozen, "STOP");
+    let consume = ["consume", "visits", "--group", "late", "--start", "earliest", "--until-idle", "2s", "-q"];
+    let (code, printed, err) = server.run(&consume);
+    frozen.kill().unwrap();
+    frozen.wait().unwrap();
+    assert_eq!((code, printed.lines().count()), (0, 30), "{err}");
+}
+
+#[test]
+fn whoever_is_to_have_nothing_is_idle_too() {
+    let (_directory, server) = started();
+    let consume = ["consume", "later", "--group", "early", "--until-idle", "100ms", "-q"];
+    let (code, out, err) = server.run(&consume);
+    assert_eq!((code, out.as_str()), (0, ""), "{err}");
+    assert!(err.contains("not there yet"), "{err}");
 }
 
 #[test]

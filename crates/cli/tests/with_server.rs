@@ -165,7 +165,7 @@ fn an_interrupted_produce_says_how_far_it_came_and_goes_on_from_there() {
     let file = file.to_str().unwrap();
     let produce = ["--server", &server.address, "produce", "visits", file, "--key-field", "1"];
 
-    let child = rimstone(&produce).args(["--rate", "1500/s"]).stderr(Stdio::piped()).spawn().unwrap();
+    let child = rimstone(&produce).args(["--rate", "100/s"]).stderr(Stdio::piped()).spawn().unwrap();
     wait_until("some records", || server.ok(&["consume", "visits", "-n", "100"]).lines().count() == 100);
     signal(&child, "INT");
     let (code, _, err) = common::answer(child.wait_with_output().unwrap());

@@ -48,7 +48,7 @@ pub(crate) struct InGroup {
     /// Ends when everything is printed that was there in this member's partitions when it was given them
     #[arg(long, requires = "group", conflicts_with = "follow")]
     until_caught_up: bool,
-    /// Ends when nothing has come for so long, for example 10s
+    /// Ends when nothing has come for so long, for example 10s; counted from when the member is given what to read
     #[arg(long, value_name = "DURATION", requires = "group", conflicts_with = "follow",
           value_parser = humantime::parse_duration)]
     until_idle: Option<Duration>,
@@ -98,6 +98,13 @@ enum Next {
     Interrupted,
 }
 
+/// For how long nothing has come. Nobody is idle who has yet to be given what to read.
+#[derive(Debug)]
+struct Idle {
+    allowed: Option<Duration>,
+    heard: Option<Instant>,
+}
+
 /// A member while it prints.
 struct Printing<'a> {
     options: &'a Consume,
@@ -111,7 +118,7 @@ struct Printing<'a> {
     /// Something is handed out and not committed.
     uncommitted: bool,
     commit_at: Instant,
-    heard: Instant,
+    idle: Idle,
     /// What is owned, and whether everything is printed that was there at its start.
     owned: BTreeMap<TopicPartition, bool>,
 }
@@ -129,7 +136,7 @@ impl Consume {
             left: self.count,
             uncommitted: false,
             commit_at: now + self.member.commit_interval,
-            heard: now,
+            idle: Idle { allowed: self.member.until_idle, heard: None },
             owned: BTreeMap::new(),
             consumer,
             options: &self,
@@ -186,6 +193,22 @@ impl Consume {
     }
 }
 
+impl Idle {
+    /// A record, or something to read.
+    fn hear(&mut self, now: Instant) {
+        self.heard = Some(now);
+    }
+
+    fn has_yet_to_begin(&self) -> bool {
+        self.allowed.is_some() && self.heard.is_none()
+    }
+
+    /// When it will have been long enough if nothing comes.
+    fn ends_at(&self) -> Option<Instant> {
+        Some(self.heard? + self.allowed?)
+    }
+}
+
 impl Printing<'_> {
     /// Prints until the end; answers whether it came by a signal.
     async fn run(&mut self, mut stop: Pin<&mut impl Future<Output = ()>>) -> Result<bool, Failure> {
@@ -210,7 +233,7 @@ impl Printing<'_> {
         Ok(false)
     }
 
-    async fn next(&mut self, stop: Pin<&mut impl Future<Output = ()>>) -> Result<Next, Failure> {
+    async fn next(&mut self, mut stop: Pin<&mut impl Future<Output = ()>>) -> Result<Next, Failure> {
         if let Some(event) = self.consumer.next_event().now_or_never() {
             return Ok(Next::Event(event?));
         }
@@ -219,15 +242,26 @@ impl Printing<'_> {
         self.commit_if_due();
         let member = &self.options.member;
         let caught_up = member.until_caught_up && self.owned.values().all(|caught_up| *caught_up);
-        if caught_up && self.has_its_share().await {
-            return Ok(Next::End);
+        let asks = caught_up || self.idle.has_yet_to_begin();
+        if asks {
+            let has_its_share = tokio::select! {
+                has_it = self.has_its_share() => has_it,
+                () = stop.as_mut() => return Ok(Next::Interrupted),
+            };
+            if has_its_share && caught_up {
+                return Ok(Next::End);
+            }
+            if has_its_share {
+                // That is nothing: there are members enough, or no topic yet.
+                self.idle.hear(Instant::now());
+            }
         }
-        let idle_at = member.until_idle.map(|idle| self.heard + idle);
+        let idle_at = self.idle.ends_at();
         if idle_at.is_some_and(|at| Instant::now() >= at) {
             return Ok(Next::End);
         }
         let commit_at = self.uncommitted.then_some(self.commit_at);
-        let ask_at = caught_up.then(|| Instant::now() + ASK_GROUP);
+        let ask_at = asks.then(|| Instant::now() + ASK_GROUP);
         let timer = [idle_at, commit_at, ask_at].into_iter().flatten().min();
         let timer = async {
             match timer {
@@ -244,7 +278,7 @@ impl Printing<'_> {
 
     fn print(&mut self, record: &ConsumerRecord) -> Outcome {
         self.options.print(&mut self.printed, record.topic(), record)?;
-        self.heard = Instant::now();
+        self.idle.hear(Instant::now());
         self.uncommitted = true;
         self.left = self.left.map(|left| left.saturating_sub(1));
         Ok(())
@@ -263,6 +297,7 @@ impl Printing<'_> {
     async fn told(&mut self, event: Event) -> Outcome {
         match event {
             Event::Assigned(assigned) => {
+                self.idle.hear(Instant::now());
                 self.say("reading", assigned.iter().map(|assignment| &assignment.at));
                 self.owned.extend(assigned.into_iter().map(|assignment| (assignment.at, false)));
             }
@@ -338,4 +373,28 @@ fn unfinished(error: ClientError) -> Failure {
     let message = error.message.clone();
     Failure::from(error)
         .saying(format!("everything was printed, but the last of it may not be committed: {message}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idle_time_begins_with_something_to_read() {
+        let allowed = Duration::from_secs(1);
+        let mut idle = Idle { allowed: Some(allowed), heard: None };
+        assert!(idle.has_yet_to_begin());
+        assert_eq!(idle.ends_at(), None);
+        let given = Instant::now() + 100 * allowed;
+        idle.hear(given);
+        assert!(!idle.has_yet_to_begin());
+        assert_eq!(idle.ends_at(), Some(given + allowed));
+        idle.hear(given + allowed);
+        assert_eq!(idle.ends_at(), Some(given + 2 * allowed));
+
+        let mut patient = Idle { allowed: None, heard: None };
+        assert!(!patient.has_yet_to_begin());
+        patient.hear(given);
+        assert_eq!(patient.ends_at(), None);
+    }
 }
