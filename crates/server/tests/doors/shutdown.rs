@@ -28,7 +28,7 @@ fn endless(start: start_position::Position) -> v1::ReadRequest {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_end_with_a_word_and_polls_with_what_there_is() {
-    let server = server_with(&[("server.shutdown_deadline", "10s")]).await;
+    let server = server_with(&[("server.shutdown_deadline", "60s")]).await;
     server.topic("t", 1).await;
     let mut stream = Stream::open(&server).await;
     let latest = start_position::Position::Latest(v1::Latest {});
@@ -74,13 +74,15 @@ async fn streams_end_with_a_word_and_polls_with_what_there_is() {
     let polled = soon(polled).await.unwrap().unwrap().into_inner().partitions.remove(0);
     assert!(polled.records.is_empty() && polled.error.is_none() && polled.next_offset == 1, "{polled:?}");
     soon(stopping).await.unwrap().unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(8), "nothing was left for the deadline to break");
+    assert!(begun.elapsed() < Duration::from_secs(30), "nothing was left for the deadline to break");
     drop(channel);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_does_not_let_go_is_broken_at_the_deadline() {
-    let server = server_with(&[("server.shutdown_deadline", "500ms")]).await;
+    // Long enough for some looks while it drains.
+    const DEADLINE: Duration = Duration::from_secs(3);
+    let server = server_with(&[("server.shutdown_deadline", "3s")]).await;
     // A reflection stream that says nothing never ends by itself.
     let mut client = ServerReflectionClient::new(server.channel.clone());
     let requests = tokio_stream::pending();
@@ -100,7 +102,7 @@ async fn a_client_that_does_not_let_go_is_broken_at_the_deadline() {
     assert_eq!((status, body.contains("shutting down")), (503, true), "{body}");
     assert_eq!(get(web, "/livez").await.unwrap().0, 200);
     soon(stopping).await.unwrap().unwrap();
-    assert!(begun.elapsed() >= Duration::from_millis(500), "the deadline was waited for");
+    assert!(begun.elapsed() >= DEADLINE, "the deadline was waited for");
     assert!(soon(held.message()).await.is_err(), "the connection was broken");
     assert!(get(web, "/livez").await.is_err(), "the web port is closed");
     assert!(tokio::net::TcpStream::connect(grpc).await.is_err(), "the gRPC port is closed");
