@@ -5,7 +5,7 @@
 //! A control batch is not records, and neither is a batch that compaction has emptied. Not here: reading batches
 //! (`reader`).
 
-use std::ops::{ControlFlow, Range};
+mod times;
 
 use bytes::Bytes;
 use rimstone_record::{Batch, BatchHeader};
@@ -44,29 +44,8 @@ pub struct Extent {
 }
 
 impl LogReader {
-    /// The first record at or after a time with an offset below `until`.
-    ///
-    /// # Errors
-    /// [`LogReadError`].
-    pub fn find_time(
-        &self,
-        at: Timestamp,
-        until: Offset,
-        access: Access,
-    ) -> Result<Option<TimedOffset>, LogReadError> {
-        let start = self.start();
-        let segments = self.shared().segments.load_full();
-        for segment in segments.iter().filter(|segment| segment.broken.is_none()) {
-            match if_there(find_time_in(segment, at, start..until, access))? {
-                Some(ControlFlow::Break(found)) => return Ok(found),
-                Some(ControlFlow::Continue(())) | None => {}
-            }
-        }
-        Ok(None)
-    }
-
-    /// The largest record time below `until`; `None` in an empty log. The record that has it is the first that
-    /// [`LogReader::find_time`] finds.
+    /// The largest record time below `until` of what can be read, and of what seals count; `None` in an empty log. The
+    /// record that has it is the first that [`LogReader::find_time`] finds, if it can be read.
     ///
     /// # Errors
     /// [`LogReadError`].
@@ -194,43 +173,6 @@ fn if_there<T>(found: Result<T, LogReadError>) -> Result<Option<T>, LogReadError
         Err(LogReadError::File(error)) if error.is_missing() => Ok(None),
         found => found.map(Some),
     }
-}
-
-/// The first record of a segment at or after a time, within offsets; `Continue`: there is none in it.
-fn find_time_in(
-    segment: &Segment,
-    at: Timestamp,
-    within: Range<Offset>,
-    access: Access,
-) -> Result<ControlFlow<Option<TimedOffset>>, LogReadError> {
-    if segment.totals(access)?.max_time < at {
-        return Ok(ControlFlow::Continue(()));
-    }
-    let found = segment.search(access, |entry| entry.max_time_before < at)?;
-    let mut walker = walker(segment, found.position, access);
-    loop {
-        match walker.step()? {
-            Step::Frame(at_position, frame) => {
-                let Content::Batch(header) = frame.content else { break };
-                if header.base_offset >= within.end {
-                    return Ok(ControlFlow::Break(None));
-                }
-                if !header.has_records() || header.max_timestamp < at || last_offset(&header) < within.start {
-                    continue;
-                }
-                let payload = walker.payload(at_position, &frame)?;
-                let hit = records(segment, &payload)?
-                    .find(|(offset, time)| *time >= at && *offset >= within.start)
-                    .map(|(offset, time)| TimedOffset { offset, time });
-                if hit.is_some() {
-                    return Ok(ControlFlow::Break(hit));
-                }
-            }
-            Step::Invalid(..) if walker.resync()? => {}
-            Step::Invalid(..) | Step::End => break,
-        }
-    }
-    Ok(ControlFlow::Continue(()))
 }
 
 fn walker(segment: &Segment, position: u64, access: Access) -> Walker<Published<'_>> {

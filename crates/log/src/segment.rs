@@ -372,8 +372,13 @@ impl Segment {
             return Err(None);
         }
         let totals = self.totals(Access::Blocking).map_err(|_| None)?;
-        let whole = totals.next_offset == next && !self.pieced.load(Ordering::Acquire);
+        let whole = totals.next_offset == next && !self.is_pieced();
         if whole { Ok(totals) } else { Err(Some(totals)) }
+    }
+
+    /// Whether its totals were counted over damage, without what lies there.
+    pub(crate) fn is_pieced(&self) -> bool {
+        self.pieced.load(Ordering::Acquire)
     }
 
     /// The last index entry of the prefix for which `within` holds; the start of the segment if there is none.

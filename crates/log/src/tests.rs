@@ -10,6 +10,7 @@ mod recovery;
 mod retention;
 mod rules;
 mod sectors;
+mod times;
 mod versions;
 
 use std::{

@@ -44,10 +44,11 @@ pub trait PartitionStore: Send + Sync + std::fmt::Debug {
     /// batch if there is one. Empty at the end. The first batch may begin before `from`.
     fn read(&self, from: Offset, limit: ReadLimit) -> BoxFuture<'_, Result<Batches, ReadError>>;
 
-    /// The first record at or after a time, by the topic's time; `None` if there is none.
+    /// The first record at or after a time, by the topic's time; `None` if there is none. `DataLoss` if it may lie in a range
+    /// that is damaged.
     fn offset_for_time(&self, at: Timestamp) -> BoxFuture<'_, Result<Option<OffsetAt>, ReadError>>;
 
-    /// The first record with the highest time; `None` in an empty log.
+    /// The first record with the highest time, of those that can be read; `None` in an empty log.
     fn offset_of_max_time(&self) -> BoxFuture<'_, Result<Option<OffsetAt>, ReadError>>;
 
     /// What is really there from `from` up to, not including, `to`: gaps and control batches are no records.

@@ -6,6 +6,7 @@ use std::{
 };
 
 use rimstone_client::reason;
+use rimstone_proto::v1;
 use rimstone_tests::{
     calls::{Calls, to_partition_0},
     command::{Ran, command, run, succeed},
@@ -182,5 +183,47 @@ async fn rot_is_found_named_and_given_up_by_name() {
         let given_up: Vec<&Value> =
             remarks.iter().filter(|remark| remark.get("given_up").is_some()).collect();
         assert_eq!(given_up.len(), 2, "{remarks:?}");
+    }
+}
+
+/// A reader who asks for a time is not led behind what is damaged; whoever is not concerned is answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_time_that_leads_to_rot_is_told_as_a_read_is() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Setup::new(home.path()).start().await;
+    let mut calls = Calls::connect(&server).await;
+    calls.create_topic("t", 2, &[]).await;
+    for number in 0..10 {
+        let mut request = to_partition_0("t", [value(number)]);
+        request.records[0].create_time_ms = Some(1_000 * number as i64);
+        calls.append(request).await.unwrap();
+    }
+    rot(&folder(&server).await, 5);
+    let mut at = async |time| {
+        let request = v1::ListOffsetsRequest {
+            topic: "t".to_owned(),
+            at: Some(v1::list_offsets_request::At::TimeMs(time)),
+            ..Default::default()
+        };
+        let found = calls.admin.list_offsets(request).await.unwrap().into_inner().offsets;
+        assert!(found[1].error.is_none() && found[1].offset.is_none(), "{found:?}");
+        found.into_iter().next().unwrap()
+    };
+    assert_eq!(at(4_000).await.offset, Some(4));
+    let refused = at(4_500).await;
+    let error = refused.error.expect("record 5 would be the answer");
+    assert_eq!((error.code, error.reason.as_str()), (Code::DataLoss as i32, reason::DATA_DAMAGED));
+    assert_eq!((error.metadata["from_offset"].as_str(), error.metadata["until_offset"].as_str()), ("5", "6"));
+    assert_eq!(at(5_500).await.offset, Some(6), "the header of what is damaged says that it is earlier");
+    assert_eq!(server.metric("rimstone_damaged_ranges_total"), Some(1.0), "who met it has named it");
+
+    let endpoint = server.endpoint();
+    for line in [
+        &["offsets", "t", "--at", "1970-01-01T00:00:04.5Z", "--server", &endpoint][..],
+        &["consume", "t", "--from", "1970-01-01T00:00:04.5Z", "--server", &endpoint],
+    ] {
+        let refused = run(command(line.iter().copied())).await;
+        assert!(!refused.status.success(), "{refused:?}");
+        assert!(refused.stderr.contains("offsets 5 to 6 are damaged"), "{refused:?}");
     }
 }

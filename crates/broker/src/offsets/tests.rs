@@ -71,3 +71,24 @@ async fn log_start_moves_forward_within_the_log() {
     assert_eq!(delete(&[(5, 0)]).await, Err(Reason::PartitionNotFound));
     assert_eq!(listed(&fixture, &[0], OffsetQuery::Earliest).await, [Ok(Some((3, None)))]);
 }
+
+#[tokio::test]
+async fn damage_that_may_hold_the_record_is_told_by_its_partition() {
+    let fixture = filled().await;
+    let id = fixture.partition("t", 0);
+    let lost =
+        rimstone_store::ReadError::DataLoss { from: offset(0), until: offset(2), reason: "rot".to_owned() };
+    fixture.store.script(id, |script| script.read_error = Some(lost));
+    let found = fixture
+        .broker
+        .list_offsets(&name("t"), &[], OffsetQuery::Time(Timestamp(10)), Visibility::Stable)
+        .await
+        .unwrap();
+    let error = found[0].result.as_ref().unwrap_err();
+    assert_eq!(error.reason(), Reason::DataDamaged);
+    let details = error.details();
+    for (key, value) in [("from_offset", "0"), ("until_offset", "2")] {
+        assert!(details.contains(&(key, value.to_owned())), "{details:?}");
+    }
+    assert!(matches!(found[1].result, Ok(None)), "{:?}", found[1]);
+}

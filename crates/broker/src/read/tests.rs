@@ -249,13 +249,17 @@ async fn damage_ends_the_reader_with_its_error() {
         let (from, until, reason) = (offset(0), offset(1), "rot".to_owned());
         script.read_error = Some(StoreReadError::DataLoss { from, until, reason });
     });
+    // A time that leads to a place where something is damaged is told as such a read is.
+    let told = |error: ReadError| {
+        assert_eq!(error.reason(), Reason::DataDamaged);
+        for detail in [("from_offset", "0"), ("until_offset", "1"), ("topic", "t"), ("partition", "1")] {
+            assert!(error.details().contains(&(detail.0, detail.1.to_owned())), "{:?}", error.details());
+        }
+    };
+    told(fixture.broker.read(to_end(ReadStart::Time(Timestamp(0)))).await.unwrap_err());
     let mut reader = fixture.broker.read(to_end(ReadStart::Earliest)).await.unwrap();
     assert_eq!(texts(&soon("the first", reader.next()).await.unwrap().unwrap()), ["a"]);
-    let error = soon("the error", reader.next()).await.unwrap().unwrap_err();
-    assert_eq!(error.reason(), Reason::DataDamaged);
-    for detail in [("from_offset", "0"), ("until_offset", "1"), ("topic", "t"), ("partition", "1")] {
-        assert!(error.details().contains(&(detail.0, detail.1.to_owned())), "{:?}", error.details());
-    }
+    told(soon("the error", reader.next()).await.unwrap().unwrap_err());
     assert!(soon("the end", reader.next()).await.is_none());
 }
 

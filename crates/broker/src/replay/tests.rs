@@ -212,6 +212,7 @@ async fn what_makes_no_sense_is_refused() {
             Reason::PartitionNotFound,
         ),
         (named(ReplayTo::Earliest), Reason::DataDamaged),
+        (named(ReplayTo::Time(Timestamp(0))), Reason::DataDamaged),
         (ReplaySpec { clone_to: Some(group("g")), ..named(ReplayTo::Latest) }, Reason::GroupExists),
         (
             ReplaySpec { topics: vec![name("empty")], ..spec("g", ReplayTo::Time(later)) },

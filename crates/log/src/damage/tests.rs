@@ -178,6 +178,13 @@ fn judge(log: &Log, sound: &Records, what: &str) {
         let time = log.reader().append_time_at(offset(from), ends.durable, crate::Access::Blocking).unwrap();
         assert_eq!(time.is_some(), there > 0, "{what}: from {from}");
     }
+    // What is given up is in the way of no look-up by time.
+    for wanted in 0..15 {
+        let time = |at: &Offset| if at.get() < 24 { (at.get() / 2 + at.get() % 2) as i64 } else { 100 };
+        let first = sound.iter().map(|(at, _)| *at).find(|at| time(at) >= wanted);
+        let found = log.reader().find_time(Timestamp(wanted), ends.durable, crate::Access::Blocking).unwrap();
+        assert_eq!(found.map(|found| found.offset), first, "{what}: at {wanted}");
+    }
 }
 
 fn copied(from: &Path) -> tempfile::TempDir {

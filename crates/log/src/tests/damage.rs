@@ -16,7 +16,7 @@ fn victim() -> (tempfile::TempDir, Vec<(Offset, Bytes)>, LogPosition) {
     (directory, expected, log.durable_position())
 }
 
-fn copy(from: &Path) -> tempfile::TempDir {
+pub(super) fn copy(from: &Path) -> tempfile::TempDir {
     let to = tempfile::tempdir().unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let path = entry.unwrap().path();

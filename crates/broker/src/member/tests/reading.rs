@@ -274,8 +274,19 @@ async fn what_cannot_be_read_is_a_problem_and_a_seek_gets_over_it() {
     fixture.put("t", 1, &["x"]).await;
     assert_eq!(values(&records(event(&mut session).await)), ["x"], "the others are read");
     quiet(&mut session).await;
+    // A time that leads there is looked up once and refused as well; the others are read.
+    let look_ups = || fixture.store.script(broken, |script| script.look_ups);
+    let before = look_ups();
+    session.seek(name("t"), PartitionIndex(0), SeekTo::Time(Timestamp(0)), 1);
+    let (partition, error) = problem(event(&mut session).await);
+    assert_eq!((partition, error.reason()), (0, Reason::DataDamaged));
+    assert!(error.details().contains(&("until_offset", "2".to_owned())), "{:?}", error.details());
+    fixture.put("t", 1, &["y"]).await;
+    assert_eq!(values(&records(event(&mut session).await)), ["y"]);
+    quiet(&mut session).await;
+    assert_eq!(look_ups(), before + 1);
     fixture.store.script(broken, |script| script.read_error = None);
-    session.seek(name("t"), PartitionIndex(0), SeekTo::Offset(at(2)), 1);
+    session.seek(name("t"), PartitionIndex(0), SeekTo::Offset(at(2)), 2);
     assert_eq!(values(&records(event(&mut session).await)), ["c"]);
 }
 

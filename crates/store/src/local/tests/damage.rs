@@ -157,6 +157,28 @@ async fn what_a_read_meets_is_measured_also_in_the_segment_that_is_written_to() 
     assert_eq!(partition.ends().durable, offset(RECORDS + 1));
 }
 
+/// The record may be in what is damaged: nobody steps over that by asking for a time.
+#[tokio::test]
+async fn a_look_up_by_time_names_the_damage_that_it_leads_to() {
+    let directory = tempfile::tempdir().unwrap();
+    let (storage, partition, path) = filled(directory.path()).await;
+    rot(&path, 7);
+    rot(&path, RECORDS - 1);
+    let (_, lost) = read(&partition).await;
+    let first = partition.offset_for_time(Timestamp(i64::MIN)).await.unwrap();
+    assert_eq!(first.map(|found| found.offset), Some(offset(0)), "it leads to none of it");
+    partition.trim(lost[0].from).await.unwrap();
+    match partition.offset_for_time(Timestamp(i64::MIN)).await {
+        Err(ReadError::DataLoss { from, until, .. }) => assert_eq!(OffsetRange { from, until }, lost[0]),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(storage.statistics().damaged_ranges, 2, "it was known");
+    partition.accept_loss(lost.clone(), NOW).await.unwrap();
+    let found = partition.offset_for_time(Timestamp(i64::MIN)).await.unwrap().unwrap();
+    assert_eq!(found.offset, lost[0].until);
+    assert_eq!(partition.offset_for_time(Timestamp(i64::MAX)).await.unwrap(), None);
+}
+
 #[tokio::test]
 async fn what_is_given_up_is_a_gap_for_ever() {
     let directory = tempfile::tempdir().unwrap();
