@@ -108,6 +108,8 @@ pub enum What {
     Violation { rule: u8, what: String },
     /// A fault was made.
     Fault { what: String },
+    /// The server's process is gone, however it ended, and all of its connections with it.
+    Ended,
     /// From now on the device of the data fails, or is well again: meanwhile it may be that nothing can be read.
     Device { fails: bool },
     /// There will be no more faults: everything has to settle.

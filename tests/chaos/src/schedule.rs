@@ -326,7 +326,9 @@ impl Schedule {
             damage::cases(world, &facts).await?;
             report = world.report().clone();
         }
-        ensure!(self.fires == Fires::Never || !report.fired.is_empty(), "no fault fired");
+        // What went wrong before the first one is the news.
+        let fired = self.fires == Fires::Never || !report.fired.is_empty();
+        ensure!(fired || !report.wrong.is_empty(), "no fault fired");
         Ok(report)
     }
 }

@@ -48,6 +48,7 @@ pub(super) fn why_no_prlimit() -> Option<String> {
 
 /// Connections of producers break, and the answers of the last moments with them.
 pub(super) async fn answers_lost(world: &mut World) -> anyhow::Result<()> {
+    world.acknowledge_more(30).await?;
     for _ in 0..4 {
         let proxy = world.proxy.as_ref().context("this run has a proxy")?;
         let (cuts, before) = (proxy.counter(), proxy.cuts());
