@@ -363,7 +363,8 @@ impl Shape {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
-    use rimstone_types::Timestamp;
+    use rimstone_client::{Admin, OffsetQuery};
+    use rimstone_types::{Offset, Timestamp};
 
     use super::*;
 
@@ -380,6 +381,55 @@ mod tests {
 
     fn line(number: u64, text: &str) -> Line {
         Line { number, text: text.as_bytes().to_vec() }
+    }
+
+    /// Interrupted while there is no room to count another line: none was sent that is not counted, so that what is said of
+    /// the lines is said of all that may be stored.
+    #[tokio::test]
+    async fn what_was_sent_when_it_is_interrupted_is_counted() {
+        let setting = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        let settings = [
+            setting("storage.backend", "memory"),
+            setting("server.grpc_address", "127.0.0.1:0"),
+            setting("server.web_address", "127.0.0.1:0"),
+        ];
+        let config = rimstone_server::load_config(None, &settings).unwrap();
+        let server = rimstone_server::start(config).await.unwrap();
+        let address = server.grpc_address().to_string();
+        let admin = Admin::new(&address).unwrap();
+        admin.create_topic("visits", 1, &[]).await.unwrap();
+        let producer = Producer::builder(&address).build().unwrap();
+
+        let produce = Only::try_parse_from(["produce", "visits"]).unwrap().produce;
+        let (shape, tally) = (produce.shape().unwrap(), Tally::default());
+        let (handfuls, lines) = mpsc::channel(1);
+        handfuls.send(Ok((1..=9).map(|number| line(number, "a")).collect())).await.unwrap();
+        let mut lines = Lines { length: None, handfuls: lines };
+        let (sent, mut answers) = mpsc::channel(3);
+        let mut feeding = Box::pin(produce.feed(&shape, &mut lines, &producer, sent, &tally));
+        let fed = async {
+            let mut more = 0;
+            // Some looks more: it would go on if it could.
+            while answers.len() < 3 || more < 100 {
+                more += usize::from(answers.len() == 3);
+                assert!(futures::poll!(&mut feeding).is_pending());
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), fed).await.expect("it sends");
+        drop(feeding);
+        producer.close().await.unwrap();
+
+        let mut counted = 0;
+        while let Some(Sent { line, pending, .. }) = answers.recv().await {
+            counted += 1;
+            assert_eq!(line, counted);
+            pending.await.unwrap();
+        }
+        assert_eq!((counted, tally.sent.load(Ordering::Relaxed)), (3, 3));
+        let end = admin.list_offsets("visits", &[], OffsetQuery::Latest).await.unwrap()[0].offset;
+        assert_eq!(end, Some(Offset::new(counted).unwrap()), "all that is stored was counted");
+        server.stop().await.unwrap();
     }
 
     const VISIT: &str = r#"192.0.2.7 - - [17/May/2015:10:05:03 +0000] "GET / HTTP/1.1" 200 5"#;
