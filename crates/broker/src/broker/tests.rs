@@ -209,6 +209,37 @@ async fn shutdown_refuses_new_work_and_waits_for_what_is_in_flight() {
     soon("the end", stopping).await.unwrap().unwrap();
 }
 
+/// A request that nobody asks for its answer is with the store all the same.
+#[tokio::test]
+async fn a_stop_waits_for_requests_that_were_left_to_themselves() {
+    for detached in [true, false] {
+        let fixture = Fixture::new().await;
+        fixture.topic("t", 1).await;
+        let partition = fixture.partition("t", 0);
+        fixture.store.script(partition, |script| script.hold = true);
+        let mut pending = Some(fixture.send(plain("t", vec![to_partition(0, "a")])).unwrap());
+        if detached {
+            pending.as_mut().unwrap().detach();
+        } else {
+            drop(pending.take());
+        }
+        let broker = fixture.broker.clone();
+        let stopping = tokio::spawn(async move { broker.finish_shutdown(Duration::from_secs(20)).await });
+        for _ in 0..1_000 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!stopping.is_finished(), "a request is in flight, detached: {detached}");
+        fixture.store.release(partition, None).await;
+        soon("the end", stopping).await.unwrap().unwrap();
+        if let Some(pending) = pending {
+            let outcome = soon("the answer", pending).await.unwrap();
+            assert_eq!(appended(&outcome, 0).offsets.unwrap().0.get(), 0);
+        }
+        let fixture = Fixture::over(fixture.store.reopen(), still()).await;
+        assert_eq!(fixture.values("t", 0).await, ["a"]);
+    }
+}
+
 #[tokio::test]
 async fn shutdown_has_a_deadline() {
     let fixture = Fixture::new().await;
