@@ -130,6 +130,38 @@ async fn read(fixture: Fixture, way: usize) {
     }
 }
 
+/// Who asks for many partitions waits no longer than who asks for one.
+#[tokio::test(start_paused = true)]
+async fn a_fetch_of_many_partitions_waits_for_one_turn() {
+    let mut config = still();
+    config.limits.history_rate = ByteCount(1);
+    let fixture = Fixture::with(config).await;
+    fixture.topic("t", 3).await;
+    for partition in 0..3 {
+        fixture.put("t", partition, &["a"]).await;
+    }
+    fixture.clock.advance(HISTORY_AGE_MILLIS);
+    let pace = Arc::clone(&fixture.broker.inner.pace);
+    let begin = Instant::now();
+    let others = begin + Duration::from_secs(3600);
+    *pace.turn.lock() = Turn { looked: others, written_then: 0, writing: 0.1, free_at: others };
+    let partition =
+        |number| FetchPartition { partition: PartitionIndex(number), offset: Offset::ZERO, max_bytes: None };
+    let request = FetchRequest {
+        topic: name("t"),
+        partitions: (0..3).map(partition).collect(),
+        min_bytes: ByteCount(0),
+        max_bytes: None,
+        max_wait: Duration::ZERO,
+        visibility: Visibility::Stable,
+    };
+    let answer = fixture.broker.fetch(request).await.unwrap();
+    for fetched in &answer.partitions {
+        assert_eq!(fetched.result.as_ref().unwrap().batches.len(), 1);
+    }
+    near(begin.elapsed(), WAIT_MAX.as_secs_f64());
+}
+
 /// A reader that waits has taken its turn; none takes one that does not wait.
 #[tokio::test]
 async fn every_way_to_read_history_gives_way_and_no_other_does() {
