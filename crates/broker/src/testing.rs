@@ -116,11 +116,23 @@ pub(crate) struct Script {
 
 type Scripts = Arc<Mutex<BTreeMap<PartitionId, Script>>>;
 
+/// What is to happen to partitions that are opened from now on.
+#[derive(Debug, Default)]
+pub(crate) struct Opens {
+    /// This one fails, once there is a permit for it.
+    pub(crate) fail: Option<(PartitionIndex, Arc<tokio::sync::Semaphore>)>,
+    /// Others wait for a permit each. What is begun goes on, as on a disk, though nobody waits for it any more.
+    pub(crate) permits: Option<Arc<tokio::sync::Semaphore>>,
+    /// How many were begun.
+    pub(crate) begun: usize,
+}
+
 /// A memory store with scripted failures.
 #[derive(Debug)]
 pub(crate) struct Faulty {
-    memory: MemoryStorage,
+    memory: Arc<MemoryStorage>,
     scripts: Scripts,
+    pub(crate) opens: Mutex<Opens>,
     pub(crate) health: Mutex<Health>,
     pub(crate) statistics: Mutex<StoreStatistics>,
     fences: Mutex<Vec<(ProducerId, Option<ProducerEpoch>)>>,
@@ -137,8 +149,9 @@ struct FaultyPartition {
 impl Faulty {
     pub(crate) fn new(memory: MemoryStorage) -> Arc<Self> {
         Arc::new(Self {
-            memory,
+            memory: Arc::new(memory),
             scripts: Scripts::default(),
+            opens: Mutex::default(),
             health: Mutex::new(Health::Healthy),
             statistics: Mutex::default(),
             fences: Mutex::default(),
@@ -197,7 +210,30 @@ impl Storage for Faulty {
             if let Some(reason) = self.script(id, |script| script.open_error.clone()) {
                 return Err(OpenError::Unusable { id, reason });
             }
-            let inner = self.memory.open(id, config, mode).await?;
+            let (fail, permits) = {
+                let mut opens = self.opens.lock();
+                opens.begun += 1;
+                (
+                    opens.fail.clone().filter(|(partition, _)| *partition == id.partition),
+                    opens.permits.clone(),
+                )
+            };
+            if let Some((_, permit)) = fail {
+                permit.acquire().await.expect("it is never closed").forget();
+                return Err(StoreError::Full { path: id.to_string() }.into());
+            }
+            let memory = Arc::clone(&self.memory);
+            let open = async move { memory.open(id, config, mode).await };
+            let inner = match permits {
+                None => open.await?,
+                Some(permits) => {
+                    let opened = tokio::spawn(async move {
+                        permits.acquire().await.expect("it is never closed").forget();
+                        open.await
+                    });
+                    opened.await.expect("it ends")?
+                }
+            };
             self.partitions.lock().insert(id, Arc::clone(&inner));
             Ok(Arc::new(FaultyPartition { id, inner, scripts: Arc::clone(&self.scripts) })
                 as Arc<dyn PartitionStore>)

@@ -177,6 +177,24 @@ mod tests {
         assert_eq!(begun.load(Ordering::SeqCst), 0);
     }
 
+    #[test]
+    fn who_asks_while_the_runtime_ends_is_told() {
+        let runtime =
+            || tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let (openers, ended) = (Openers::default(), runtime());
+        let handle = ended.handle().clone();
+        ended.shutdown_background();
+        let mut asked = Box::pin(openers.run(|| 7));
+        {
+            let _inside = handle.enter();
+            // No thread begins for it any more.
+            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+            assert_eq!(asked.as_mut().poll(&mut context), std::task::Poll::Ready(None));
+        }
+        assert_eq!(openers.0.lock().threads, 0);
+        assert_eq!(runtime().block_on(openers.run(|| 8)), Some(8));
+    }
+
     #[tokio::test]
     async fn a_panic_is_told_and_ends_nothing_else() {
         let openers = Openers::default();

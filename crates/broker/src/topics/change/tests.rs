@@ -1,9 +1,10 @@
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use rimstone_store::{AppendError, OpenMode, PartitionConfig, Storage};
 use rimstone_types::{ByteCount, PartitionIndex, TopicId};
+use tokio::sync::Semaphore;
 
-use crate::{catalog::CATALOG_PARTITION, testing::*, *};
+use crate::{broker::OPENS_AT_ONCE, catalog::CATALOG_PARTITION, testing::*, *};
 
 fn settings(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
     pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
@@ -127,6 +128,33 @@ async fn the_catalog_decides_whether_a_topic_is_made() {
     fixture.store.release(CATALOG_PARTITION, Some(AppendError::Unknown { reason: "EIO".to_owned() })).await;
     assert_eq!(soon("the answer", unknown).await.unwrap().unwrap_err().reason(), Reason::AppendUnknown);
     assert_eq!(fixture.store.list().await.unwrap().len(), 5, "the catalog may hold it: its directories stay");
+}
+
+/// Partitions that were being made when another one failed were made after everything had been taken away.
+#[tokio::test]
+async fn of_a_topic_that_fails_in_part_nothing_is_left() {
+    let fixture = Fixture::new().await;
+    let (failure, permits) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+    let fail = Some((PartitionIndex(0), Arc::clone(&failure)));
+    *fixture.store.opens.lock() = Opens { fail, permits: Some(Arc::clone(&permits)), begun: 0 };
+    let begun = || fixture.store.opens.lock().begun;
+    let broker = fixture.broker.clone();
+    let made = tokio::spawn(async move { broker.create_topic(name("t"), Some(40), BTreeMap::new()).await });
+    until("all that are made at one time", || begun() == OPENS_AT_ONCE).await;
+    failure.add_permits(1);
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert!(!made.is_finished(), "some are being made");
+    permits.add_permits(1_000);
+    assert_eq!(soon("the answer", made).await.unwrap().unwrap_err().reason(), Reason::DiskFull);
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(begun(), OPENS_AT_ONCE, "behind a failure none is begun");
+    assert_eq!(fixture.store.list().await.unwrap(), [CATALOG_PARTITION]);
+    *fixture.store.opens.lock() = Opens::default();
+    fixture.topic("t", 40).await;
 }
 
 /// All attempts for `__consumer_offsets` are for the same topic: one of which nobody knew what became of it was in the
