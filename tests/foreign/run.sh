@@ -50,7 +50,7 @@ tests/foreign/curl.sh "$address"
 
 # The lag of the clone that group.py has left behind; gathered now and then, so it is waited for.
 lag='rimstone_group_lag_(records|seconds)\{group="foreign-clone",topic="foreign-group"\} [0-9]*\.?[0-9]*[1-9]'
-for _ in $(seq 100); do
+for _ in $(seq 600); do
     curl --fail --silent --show-error "$web/metrics" >"$work/metrics"
     [[ $(grep -Ec "^$lag" "$work/metrics") -eq 2 ]] && break
     sleep 0.1
