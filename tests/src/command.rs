@@ -4,12 +4,13 @@ use std::{
     ffi::OsStr,
     fs::File,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Output, Stdio},
+    process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio},
 };
 
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::{io::AsyncWriteExt as _, sync::watch};
 
-use crate::{binary::rimstone, wait::until};
+use crate::{binary::rimstone, input::Line, wait::until};
 
 /// How much of a command's output a failing test shows.
 const SHOWN_OUTPUT: usize = 16 << 10;
@@ -86,6 +87,17 @@ impl Running {
         Self { child: child.expect("the program can be started"), stdout, stderr }
     }
 
+    /// The same with these lines on its standard input, of which none may go in yet.
+    pub fn start_fed(mut command: Command, home: &Path, name: &str, lines: &[Line]) -> (Self, Gate) {
+        command.stdin(Stdio::piped());
+        let mut running = Self::start(command, home, name);
+        let input = running.child.stdin.take().expect("it is piped");
+        let (gate, allowed) = watch::channel(0);
+        let lines = lines.iter().map(|line| line.value.clone() + "\n").collect();
+        tokio::spawn(feed(input, lines, allowed));
+        (running, Gate(gate))
+    }
+
     /// Sends it a signal.
     ///
     /// # Panics
@@ -121,6 +133,34 @@ impl Running {
                 .await;
         let text = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
         Ran { status, stdout: text(&self.stdout), stderr: text(&self.stderr) }
+    }
+}
+
+/// How far a command's input may go: before all of it may, the command has not seen its end.
+#[derive(Debug)]
+pub struct Gate(watch::Sender<usize>);
+
+impl Gate {
+    /// So many lines, from the first on, may go in.
+    pub fn allow(&self, lines: usize) {
+        self.0.send_replace(lines);
+    }
+
+    /// All of them may, and then the input ends.
+    pub fn open(self) {
+        self.allow(usize::MAX);
+    }
+}
+
+/// What goes wrong is seen by who looks how the command has ended.
+async fn feed(input: ChildStdin, lines: Vec<String>, mut allowed: watch::Receiver<usize>) {
+    let mut input = tokio::process::ChildStdin::from_std(input).expect("it is a pipe");
+    for (index, line) in lines.iter().enumerate() {
+        if allowed.wait_for(|allowed| *allowed > index).await.is_err()
+            || input.write_all(line.as_bytes()).await.is_err()
+        {
+            return;
+        }
     }
 }
 

@@ -5,10 +5,11 @@ use std::{
     ffi::{OsStr, OsString},
     fs::{self, File},
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpStream},
     os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
@@ -16,6 +17,7 @@ use rand::RngExt as _;
 use rimstone_client::Admin;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use tokio::net::TcpSocket;
 
 use crate::{binary::rimstone, wait::until};
 
@@ -36,6 +38,8 @@ pub struct Setup {
     data: PathBuf,
     settings: Vec<(String, String)>,
     ports: Option<(u16, u16)>,
+    /// Keep the ports, if they were not given, while the server is down.
+    holders: Option<Arc<[TcpSocket; 2]>>,
     under: Vec<OsString>,
     environment: Vec<(String, String)>,
     may_be_unwell: bool,
@@ -51,6 +55,7 @@ impl Setup {
             data: home.join("data"),
             settings: settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec(),
             ports: None,
+            holders: None,
             under: Vec::new(),
             environment: Vec::new(),
             may_be_unwell: false,
@@ -119,8 +124,10 @@ impl Setup {
         let mut tries = 0;
         loop {
             tries += 1;
-            let (grpc, web) = free_ports();
-            match self.clone().ports(grpc, web).launch().await {
+            let [(grpc, grpc_holder), (web, web_holder)] = held_ports();
+            let mut setup = self.clone().ports(grpc, web);
+            setup.holders = Some(Arc::new([grpc_holder, web_holder]));
+            match setup.launch().await {
                 // Somebody was faster.
                 Err(failure) if failure.output.contains("cannot listen") && tries < PORT_TRIES => {}
                 outcome => return outcome,
@@ -179,16 +186,29 @@ fn environment_name(setting: &str) -> String {
 
 /// Two ports that are free now.
 pub fn free_ports() -> (u16, u16) {
+    let [(grpc, _), (web, _)] = held_ports();
+    (grpc, web)
+}
+
+/// Two ports that are free, and are not taken for free by another test while their sockets are kept.
+fn held_ports() -> [(u16, TcpSocket); 2] {
     let mut random = rand::rng();
-    let mut port = || {
+    let mut held = || {
         (0..1000)
             .map(|_| random.random_range(PORTS))
-            .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
+            .find_map(|port| Some((port, hold(port)?)))
             .expect("one port of a thousand is free")
     };
-    let grpc = port();
-    let web = std::iter::repeat_with(port).find(|port| *port != grpc).expect("there is more than one port");
-    (grpc, web)
+    [held(), held()]
+}
+
+/// A socket that is bound to a port and never listens; `None` if anybody has the port. A server may listen there beside it,
+/// because it asks to share the port, as the holder does once it has it.
+fn hold(port: u16) -> Option<TcpSocket> {
+    let socket = TcpSocket::new_v4().expect("a socket can be made");
+    socket.bind((Ipv4Addr::LOCALHOST, port).into()).ok()?;
+    socket.set_reuseaddr(true).expect("a socket can have it");
+    Some(socket)
 }
 
 /// How a server ended that did not become ready.

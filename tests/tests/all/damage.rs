@@ -114,7 +114,10 @@ async fn rot_is_found_named_and_given_up_by_name() {
     })
     .await;
     assert_eq!(server.metric("rimstone_damaged_ranges_total"), Some(2.0));
-    assert!(server.metric("rimstone_scrub_bytes_total") > Some(30_000.0));
+    until("the scrub has read what there is", async || {
+        server.metric("rimstone_scrub_bytes_total").filter(|bytes| *bytes > 30_000.0)
+    })
+    .await;
     assert!(server.metric("rimstone_scrub_last_pass_timestamp_seconds") > Some(1e9));
     let described = server.admin().describe_topic("t").await.unwrap();
     let damaged: Vec<_> =

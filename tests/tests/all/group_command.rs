@@ -10,7 +10,7 @@ use rimstone_tests::{
     calls::Calls,
     command::{Running, command, succeed},
     history::{Read, read_all},
-    input::{NUMBER_HEADER, access_log_path, made_up},
+    input::{Line, NUMBER_HEADER, access_log_path, lines_of, made_up},
     server::{Server, Setup},
     skip::skip,
     wait::until,
@@ -22,7 +22,7 @@ use crate::groups::{SESSION_TIMEOUT, caught_up, lag};
 const LINES: u64 = 10_000;
 const TOPIC: &str = "lines";
 const GROUP: &str = "printers";
-/// Lines a second: slow enough for kills in the middle, also on a loaded machine.
+/// Lines a second: slow enough for kills in the middle of it.
 const RATE: &str = "2000";
 /// The exit code after SIGINT, as shells have it.
 const INTERRUPTED: i32 = 130;
@@ -95,35 +95,43 @@ fn turns(records: &[Read]) -> usize {
     turns
 }
 
-async fn printed_through_two_kills(home: &Path, file: &Path, lines: u64) {
+async fn printed_through_two_kills(home: &Path, lines: &[Line]) {
     let mut server = Setup::new(home).start().await;
     let endpoint = server.endpoint();
     let create = ["topic", "create", TOPIC, "--partitions", "6", "--set", "retention.ms=-1"];
     succeed(create.into_iter().chain(["--server", &endpoint])).await;
     let mut one = Printer::start(&server, home, "one");
     let mut two = Printer::start(&server, home, "two");
-    let produce = ["produce", TOPIC, file.to_str().unwrap(), "--server", &endpoint, "--rate", RATE];
+    let produce = ["produce", TOPIC, "--server", &endpoint, "--rate", RATE];
     let key = ["--key-field", "1", "--line-number-header", NUMBER_HEADER];
-    let mut producing = Running::start(command(produce.into_iter().chain(key)), home, "produce");
+    let produce = command(produce.into_iter().chain(key));
+    let (mut producing, gate) = Running::start_fed(produce, home, "produce", lines);
 
-    let total = usize::try_from(lines).unwrap();
-    until("a third is printed", async || (one.lines() + two.lines() >= total / 3).then_some(())).await;
+    let total = lines.len();
+    // Not all of them before both kills have come, however long what the first one had stands still.
+    gate.allow(total * 9 / 10);
+    until("a third is printed, by both", async || {
+        let (by_one, by_two) = (one.lines(), two.lines());
+        (by_one > 0 && by_two > 0 && by_one + by_two >= total / 3).then_some(())
+    })
+    .await;
     one.running.kill();
     let killed_at = one.lines() + two.lines();
     committed_is_printed(&server, &[&one, &two]).await;
     until("half is printed", async || (one.lines() + two.lines() >= total / 2).then_some(())).await;
     server.kill();
-    println!("kills at {killed_at} and {} of {lines} printed", one.lines() + two.lines());
-    assert!(killed_at < total && one.lines() > 0, "the kill came in the middle");
+    println!("kills at {killed_at} and {} of {total} printed", one.lines() + two.lines());
+    assert!(killed_at < total, "the kill came in the middle");
     assert!(two.running.is_running() && producing.is_running(), "they wait for the server");
     server = server.start_again().await;
     committed_is_printed(&server, &[&one, &two]).await;
+    gate.open();
     let ran = producing.ended().await;
     assert!(ran.status.success(), "{ran:#?}");
     until("everything is produced and committed", async || {
         let mut calls = Calls::connect(&server).await;
         let ends: u64 = calls.lag_of(GROUP).await.ok()?.iter().map(|lag| lag.log_end_offset).sum();
-        (ends == lines && lag(&server, GROUP).await? == 0).then_some(())
+        (ends == total as u64 && lag(&server, GROUP).await? == 0).then_some(())
     })
     .await;
     caught_up(&server, GROUP).await;
@@ -132,15 +140,16 @@ async fn printed_through_two_kills(home: &Path, file: &Path, lines: u64) {
     assert_eq!(ran.status.code(), Some(INTERRUPTED), "{}", ran.stderr);
 
     let log = read_all(&server.endpoint(), TOPIC).await;
-    assert_eq!(log.len() as u64, lines);
+    assert_eq!(log.len(), total);
     committed_is_printed(&server, &[&one, &two]).await;
     let mut printed = HashSet::new();
     for printer in [&one, &two] {
         let records = printer.printed();
         let turns = turns(&records);
         println!("{} lines, {turns} turns", records.len());
-        // At most one for each partition that came, and one for each that was read again after a kill.
-        assert!(turns <= 12, "{turns} turns");
+        // One for each partition that came, and one for each that was read again after a kill; on a slow machine a session
+        // may end although nobody has died, and then both happen once more.
+        assert!(turns <= 24, "{turns} turns");
         printed.extend(records.into_iter().map(|record| (record.partition, record.offset, record.number)));
     }
     let log: HashSet<_> =
@@ -154,15 +163,11 @@ async fn a_real_access_log_is_printed_by_two_of_whom_one_is_killed() {
         return skip("a_real_access_log", "apache_access.log is not in RIMSTONE_TEST_DATA or ../shared/data");
     };
     let home = tempfile::tempdir().unwrap();
-    let lines = std::fs::read_to_string(&log).unwrap().lines().count() as u64;
-    printed_through_two_kills(home.path(), &log, lines).await;
+    printed_through_two_kills(home.path(), &lines_of(&std::fs::read_to_string(log).unwrap())).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn made_up_lines_are_printed_by_two_of_whom_one_is_killed() {
     let home = tempfile::tempdir().unwrap();
-    let file = home.path().join("input.txt");
-    let text: String = made_up(LINES, 12).into_iter().map(|line| line.value + "\n").collect();
-    std::fs::write(&file, text).unwrap();
-    printed_through_two_kills(home.path(), &file, LINES).await;
+    printed_through_two_kills(home.path(), &made_up(LINES, 12)).await;
 }

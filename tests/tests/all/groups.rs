@@ -117,7 +117,8 @@ async fn through_two_kills(home: &Path, file: &Path) {
     let behind = lag(&server, GROUP).await.expect("the server can tell");
     println!("one is killed: {} of {} done, {behind} behind", crowd.done(), lines.len());
     assert!(0 < behind && behind < lines.len() as u64);
-    done(&mut crowd, 85).await;
+    // More than what was two's from the beginning, and enough is left for whoever looks late.
+    done(&mut crowd, 75).await;
     let behind = lag(&server, GROUP).await.expect("the server can tell");
     server.kill();
     println!("the server is killed: {} of {} done, {behind} behind", crowd.done(), lines.len());

@@ -139,7 +139,7 @@ fn refused(outcome: Result<v1::PartitionAppend, Status>) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_is_not_read_ends_and_lets_others_write() {
     let home = tempfile::tempdir().unwrap();
-    let (server, streams) = held(home.path(), "2s").await;
+    let (server, streams) = held(home.path(), "10s").await;
     let mut calls = Calls::connect(&server).await;
     // Less than a single one of them, and not just between one request and the next.
     let mut looks = 0;
@@ -183,7 +183,7 @@ async fn members_commit_while_producers_hold_the_budget() {
     let (server, streams) = held(home.path(), "2m").await;
     let mut calls = Calls::connect(&server).await;
     let (send, requests) = mpsc::channel(4);
-    let session_timeout = Duration::from_secs(1);
+    let session_timeout = Duration::from_secs(30);
     let join = v1::ConsumeJoin {
         group: "g".to_owned(),
         topics: vec!["t".to_owned()],

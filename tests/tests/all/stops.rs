@@ -153,7 +153,7 @@ async fn a_stop_has_a_deadline_of_its_own() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_does_not_wait_for_frozen_members() {
     let home = tempfile::tempdir().unwrap();
-    let mut server = Setup::new(home.path()).setting("server.shutdown_deadline", "30s").start().await;
+    let mut server = Setup::new(home.path()).setting("server.shutdown_deadline", "2m").start().await;
     let mut calls = Calls::connect(&server).await;
     calls.create_topic("t", 1, &[]).await;
     let large: &str = "x".repeat(64 << 10).leak();
@@ -192,7 +192,7 @@ async fn a_stop_does_not_wait_for_frozen_members() {
     let frozen = frozen.join().unwrap();
     let begun = std::time::Instant::now();
     server.stop().await;
-    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
     std::thread::spawn(move || drop(frozen)).join().unwrap();
     assert!(server.data().join("clean").exists());
 }
