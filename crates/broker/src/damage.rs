@@ -24,7 +24,7 @@ const SUSPECTS_INTERVAL: Duration = Duration::from_secs(1);
 /// The first pass begins this long after the start, or after the interval if that is shorter: a server that is started
 /// again every day must be gone over too.
 const FIRST_PASS_AFTER: Duration = Duration::from_secs(60 * 60);
-/// Ranges that one request may give up: as many as a store remembers of a partition.
+/// Ranges that one request may name: as many as one answer lists. One name may stand for many of a segment.
 const RANGES_MAX: usize = 1_000;
 
 /// What one pass over everything did.

@@ -215,16 +215,31 @@ impl Describe {
                 ))?;
             }
             for range in &partition.damaged {
-                line(format!(
-                    "partition {}: offsets {}..{} are DAMAGED: {}",
-                    partition.partition, range.from, range.until, range.reason
-                ))?;
+                let which = match range.ranges {
+                    0 | 1 => format!("offsets {}..{}", range.from, range.until),
+                    ranges => format!(
+                        "{} offsets among {}..{}, in {ranges} ranges,",
+                        range.offsets, range.from, range.until
+                    ),
+                };
+                line(format!("partition {}: {which} are DAMAGED: {}", partition.partition, range.reason))?;
+            }
+            let told: u64 = partition.damaged.iter().map(|range| range.ranges).sum();
+            if partition.damaged_ranges > told {
+                let more = partition.damaged_ranges - told;
+                line(format!("partition {}: {more} more ranges are DAMAGED", partition.partition))?;
             }
             for loss in &partition.accepted_losses {
                 line(format!(
-                    "partition {}: offsets {}..{} were given up; kept in {}",
-                    partition.partition, loss.from, loss.until, loss.kept_in
+                    "partition {}: {} were given up; kept in {}",
+                    partition.partition,
+                    loss::lost(loss),
+                    loss.kept_in
                 ))?;
+            }
+            let more = partition.accepted_loss_count.saturating_sub(partition.accepted_losses.len() as u64);
+            if more > 0 {
+                line(format!("partition {}: {more} more ranges were given up", partition.partition))?;
             }
         }
         line("")?;
@@ -329,6 +344,8 @@ fn details_json(topic: &TopicDetails) -> Value {
                 .iter()
                 .map(|(segment, reason)| json!({ "segment": segment.get(), "reason": reason }))
                 .collect::<Vec<_>>(),
+            "damaged_ranges": partition.damaged_ranges,
+            "accepted_loss_count": partition.accepted_loss_count,
             "damaged": partition.damaged.iter().map(loss::range_json).collect::<Vec<_>>(),
             "accepted_losses": partition.accepted_losses.iter().map(loss::loss_json).collect::<Vec<_>>(),
             "state": partition.state,

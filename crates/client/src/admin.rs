@@ -66,16 +66,37 @@ pub struct Partition {
     pub damaged: Vec<DamagedRange>,
     /// Ranges that were given up and whose damaged bytes are still kept, oldest first; the first few.
     pub accepted_losses: Vec<AcceptedLoss>,
+    /// How many damaged ranges are known in all.
+    pub damaged_ranges: u64,
+    /// How many ranges were given up in all.
+    pub accepted_loss_count: u64,
 }
 
-/// Offsets whose records cannot be read.
+/// What of a partition is damaged, and what was given up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundDamage {
+    /// Oldest first; the first of them, if there are many.
+    pub damaged: Vec<DamagedRange>,
+    /// How many damaged ranges there are in all.
+    pub damaged_ranges: u64,
+    /// Oldest first; the first of them, if there are many.
+    pub accepted_losses: Vec<AcceptedLoss>,
+    /// How many there are in all.
+    pub accepted_loss_count: u64,
+}
+
+/// Offsets whose records cannot be read, or several such ranges of one segment as one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DamagedRange {
     /// The first of them.
     pub from: Offset,
     /// The first offset behind them.
     pub until: Offset,
-    /// What was found, with file and position.
+    /// How many damaged ranges these are; what is sound between them is served.
+    pub ranges: u64,
+    /// How many of the offsets are damaged.
+    pub offsets: u64,
+    /// What was found, with file and position; of several, the first.
     pub reason: String,
 }
 
@@ -86,6 +107,8 @@ pub struct AcceptedLoss {
     pub from: Offset,
     /// The first offset behind them.
     pub until: Offset,
+    /// How many of them are gone; the others were sound and are served.
+    pub offsets: u64,
     /// The segment as it was, a file of the server's.
     pub kept_in: String,
     /// Its bytes.
@@ -369,16 +392,22 @@ impl Admin {
         &self,
         topic: &str,
         partition: PartitionIndex,
-    ) -> Result<(Vec<DamagedRange>, Vec<AcceptedLoss>), ClientError> {
+    ) -> Result<FoundDamage, ClientError> {
         let request = v1::FindDamageRequest { topic: topic.to_owned(), partition: partition.0 };
         let answer = self.call(self.connection.admin().find_damage(request)).await?;
-        Ok((all(answer.damaged, damaged_range)?, all(answer.accepted_losses, accepted_loss)?))
+        Ok(FoundDamage {
+            damaged: all(answer.damaged, damaged_range)?,
+            damaged_ranges: answer.damaged_ranges,
+            accepted_losses: all(answer.accepted_losses, accepted_loss)?,
+            accepted_loss_count: answer.accepted_loss_count,
+        })
     }
 
-    /// Gives damaged offsets up for ever: from each of the first ones up to, not including, the second.
+    /// Gives up for ever what is damaged from each of the first offsets up to, not including, the second; what is sound
+    /// between damaged ranges stays.
     ///
     /// # Errors
-    /// `DAMAGE_DIFFERS` unless they are exactly what is damaged; `LOSS_REFUSED`, `TOPIC_NOT_FOUND`,
+    /// `DAMAGE_DIFFERS` unless they cover all that is damaged of their segments, and begin and end with it; `LOSS_REFUSED`, `TOPIC_NOT_FOUND`,
     /// `PARTITION_NOT_FOUND`, `PARTITION_POISONED`, `DISK_FULL`.
     pub async fn accept_loss(
         &self,
@@ -453,6 +482,8 @@ fn partition(info: v1::PartitionInfo) -> Result<Partition, ClientError> {
         compaction_obstacles,
         damaged: all(info.damaged, damaged_range)?,
         accepted_losses: all(info.accepted_losses, accepted_loss)?,
+        damaged_ranges: info.damaged_ranges,
+        accepted_loss_count: info.accepted_loss_count,
     })
 }
 
@@ -461,14 +492,16 @@ fn all<A, B>(items: Vec<A>, read: impl Fn(A) -> Result<B, ClientError>) -> Resul
 }
 
 fn damaged_range(range: v1::DamagedRange) -> Result<DamagedRange, ClientError> {
-    let v1::DamagedRange { from_offset, until_offset, reason } = range;
-    Ok(DamagedRange { from: offset(from_offset)?, until: offset(until_offset)?, reason })
+    let v1::DamagedRange { from_offset, until_offset, reason, ranges, damaged_offsets } = range;
+    let (from, until) = (offset(from_offset)?, offset(until_offset)?);
+    Ok(DamagedRange { from, until, ranges, offsets: damaged_offsets, reason })
 }
 
 fn accepted_loss(loss: v1::AcceptedLoss) -> Result<AcceptedLoss, ClientError> {
     Ok(AcceptedLoss {
         from: offset(loss.from_offset)?,
         until: offset(loss.until_offset)?,
+        offsets: loss.lost_offsets,
         kept_in: loss.kept_in,
         kept_bytes: ByteCount(loss.kept_bytes),
     })

@@ -51,8 +51,8 @@ mod retry;
 mod time;
 
 pub use admin::{
-    AcceptedLoss, Admin, DamagedRange, OffsetAt, OffsetQuery, Partition, ProducerAt, ProducerDetails,
-    ServerDetails, Setting, TopicChange, TopicDetails, TopicSummary,
+    AcceptedLoss, Admin, DamagedRange, FoundDamage, OffsetAt, OffsetQuery, Partition, ProducerAt,
+    ProducerDetails, ServerDetails, Setting, TopicChange, TopicDetails, TopicSummary,
 };
 pub use connect::{Connection, DEFAULT_ENDPOINT};
 pub use consumer::{

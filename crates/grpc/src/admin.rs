@@ -96,8 +96,10 @@ impl Admin {
         let found = self.door.broker.find_damage(&topic, partition).await;
         let (damaged, accepted) = found.map_err(|error| partition_refusal(&error, &topic, partition))?;
         Ok(v1::FindDamageResponse {
-            damaged: damaged.into_iter().map(damaged_range).collect(),
-            accepted_losses: accepted.into_iter().map(accepted_loss).collect(),
+            damaged_ranges: ranges_in(&damaged),
+            accepted_loss_count: accepted.len() as u64,
+            damaged: damaged.into_iter().take(LISTED_MAX).map(damaged_range).collect(),
+            accepted_losses: accepted.into_iter().take(LISTED_MAX).map(accepted_loss).collect(),
         })
     }
 
@@ -201,9 +203,21 @@ fn topic_setting(setting: TopicSetting) -> v1::TopicSetting {
 /// So many segments that compaction passes by, damaged ranges and accepted losses are told of a partition each: the
 /// answer stays small.
 const TOLD_MAX: usize = 16;
+/// Damaged ranges and accepted losses in one answer about them: as many as one request may give up.
+const LISTED_MAX: usize = 1_000;
+
+fn ranges_in(damage: &[DamagedRange]) -> u64 {
+    damage.iter().map(|range| range.ranges).sum()
+}
 
 fn damaged_range(range: DamagedRange) -> v1::DamagedRange {
-    v1::DamagedRange { from_offset: range.from.get(), until_offset: range.until.get(), reason: range.reason }
+    v1::DamagedRange {
+        from_offset: range.from.get(),
+        until_offset: range.until.get(),
+        reason: range.reason,
+        ranges: range.ranges,
+        damaged_offsets: range.offsets,
+    }
 }
 
 fn accepted_loss(loss: AcceptedLoss) -> v1::AcceptedLoss {
@@ -212,6 +226,7 @@ fn accepted_loss(loss: AcceptedLoss) -> v1::AcceptedLoss {
         until_offset: loss.until.get(),
         kept_in: loss.kept.display().to_string(),
         kept_bytes: loss.bytes,
+        lost_offsets: loss.offsets,
     }
 }
 
@@ -240,6 +255,8 @@ fn partition_info(partition: PartitionDescription) -> v1::PartitionInfo {
                     reason: obstacle.reason.to_string(),
                 })
                 .collect(),
+            damaged_ranges: ranges_in(&info.damage),
+            accepted_loss_count: info.accepted_losses.len() as u64,
             damaged: info.damage.into_iter().take(TOLD_MAX).map(damaged_range).collect(),
             accepted_losses: info.accepted_losses.into_iter().take(TOLD_MAX).map(accepted_loss).collect(),
         },

@@ -4,6 +4,7 @@
 //! Not here: repairing, cutting (nothing does); when to look (`rimstone-store`, `rimstone-broker`).
 
 mod accept;
+mod found;
 mod scrub;
 #[cfg(test)]
 mod tests;
@@ -15,6 +16,7 @@ use rimstone_types::{Offset, Timestamp};
 
 pub use self::{
     accept::{AcceptError, AcceptedLoss, LossPlan, PreparedLoss, accepted_losses},
+    found::FoundDamage,
     scrub::{CheckedSegment, Scrub, ScrubStep},
 };
 use crate::{
@@ -29,14 +31,20 @@ use crate::{
 /// How much is loaded at a time: little, for others wait for the disk too.
 const WINDOW: usize = 256 << 10;
 
-/// Offsets whose records cannot be read, within one segment.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("offsets {from} to {until}: {reason}")]
+/// Damaged ranges of one segment that are found with a reason each: a disk that has more of them needs no more reasons.
+const REASONS_MAX: usize = 1_000;
+
+/// Offsets whose records cannot be read, within one segment; or several such ranges as one, with what is sound between them.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DamagedRange {
     /// The first damaged offset.
     pub from: Offset,
     /// The first offset after the damage.
     pub until: Offset,
+    /// How many damaged ranges these are: with more than one, what is sound between them is served.
+    pub ranges: u64,
+    /// How many of the offsets are damaged.
+    pub offsets: u64,
     /// The base offset of the segment that it lies in, or behind.
     pub segment: Offset,
     /// What was found, with file and position.
@@ -135,13 +143,14 @@ impl SegmentCheck {
         }
         match self.damage.last_mut() {
             // What lies side by side is one.
-            Some(last) if last.until == from => last.until = until,
-            _ => self.damage.push(DamagedRange {
-                from,
-                until,
-                segment: self.segment.base,
-                reason: reason.to_owned(),
-            }),
+            Some(last) if last.until == from => {
+                last.until = until;
+                last.offsets = until.since(last.from);
+            }
+            _ => {
+                let reason = if self.damage.len() < REASONS_MAX { reason.to_owned() } else { String::new() };
+                self.damage.push(DamagedRange::new(from, until, self.segment.base, reason));
+            }
         }
     }
 
@@ -268,6 +277,11 @@ impl LogReader {
         Some((Arc::clone(&segments[number]), next.unwrap_or(durable), next.is_some()))
     }
 
+    /// The base offset of the segment that an offset lies in or behind. `None`: before all segments.
+    pub fn segment_of(&self, offset: Offset) -> Option<Offset> {
+        self.extent(offset).map(|(segment, ..)| segment.base)
+    }
+
     /// Damage that shows without a look into the files: segments that opening found broken, and files that are gone
     /// from the start of the log.
     pub fn evident_damage(&self) -> Vec<DamagedRange> {
@@ -277,7 +291,7 @@ impl LogReader {
         let mut damage = Vec::new();
         if let Some(first) = segments.first().filter(|first| first.base > start) {
             let reason = "the segment file that held it is missing".to_owned();
-            damage.push(DamagedRange { from: start, until: first.base, segment: start, reason });
+            damage.push(DamagedRange::new(start, first.base, start, reason));
         }
         for (number, segment) in segments.iter().enumerate() {
             let until = segments.get(number + 1).map_or(durable, |next| next.base);
@@ -286,7 +300,7 @@ impl LogReader {
                 && from < until
             {
                 let reason = format!("{}: {reason}", segment.path().display());
-                damage.push(DamagedRange { from, until, segment: segment.base, reason });
+                damage.push(DamagedRange::new(from, until, segment.base, reason));
             }
         }
         damage

@@ -70,16 +70,24 @@ pub(crate) fn parse_offset_name(name: &str, suffix: &str) -> Option<Offset> {
     Offset::new(digits.parse().ok()?).ok()
 }
 
-/// `<from>-<until>.lost` in a directory, 20 digits each.
-pub(crate) fn lost_path(directory: &Path, from: Offset, until: Offset) -> PathBuf {
-    directory.join(format!("{:020}-{:020}.{LOST_SUFFIX}", from.get(), until.get()))
+/// `<from>-<until>.lost` in a directory, 20 digits each; `<from>-<until>-<offsets>.lost` where only so many of the offsets
+/// are lost.
+pub(crate) fn lost_path(directory: &Path, from: Offset, until: Offset, offsets: u64) -> PathBuf {
+    let among = if offsets == until.since(from) { String::new() } else { format!("-{offsets:020}") };
+    directory.join(format!("{:020}-{:020}{among}.{LOST_SUFFIX}", from.get(), until.get()))
 }
 
-/// The offsets in a name that [`lost_path`] made.
-pub(crate) fn parse_lost_name(name: &str) -> Option<(Offset, Offset)> {
-    let (from, until) = name.split_once('-')?;
-    let from = parse_offset_name(&format!("{from}.{LOST_SUFFIX}"), LOST_SUFFIX)?;
-    Some((from, parse_offset_name(until, LOST_SUFFIX)?))
+/// The offsets in a name that [`lost_path`] made, and how many of them are lost.
+pub(crate) fn parse_lost_name(name: &str) -> Option<(Offset, Offset, u64)> {
+    let numbers = name.strip_suffix(LOST_SUFFIX)?.strip_suffix('.')?;
+    let mut numbers =
+        numbers.split('-').map(|number| parse_offset_name(&format!("{number}.{LOST_SUFFIX}"), LOST_SUFFIX));
+    let (from, until) = (numbers.next()??, numbers.next()??);
+    let offsets = match numbers.next() {
+        Some(offsets) => offsets?.get(),
+        None => until.since(from),
+    };
+    numbers.next().is_none().then_some((from, until, offsets))
 }
 
 /// The offsets of all files with a suffix, in order.

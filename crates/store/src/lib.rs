@@ -24,9 +24,9 @@ pub use local::{LocalOpenError, LocalOptions, LocalStorage, StoreClock};
 pub use memory::MemoryStorage;
 pub use partition::{
     AcceptLossError, AcceptedLoss, AckLevel, Append, Appended, Backpressure, Batches, Compacted,
-    DamagedRange, Dirtiness, LogEnds, Maintained, Obstacle, ObstacleReason, OffsetAt, OffsetRange,
-    PartitionStore, ProducerView, ReadBatch, ReadError, ReadLimit, RecordCount, ScrubScope, Scrubbed,
-    StoreInfo, StoreState, Visibility, WRITTEN_SYNC_INTERVAL,
+    DamagedRange, Dirtiness, FoundDamage, LogEnds, Maintained, Obstacle, ObstacleReason, OffsetAt,
+    OffsetRange, PartitionStore, ProducerView, ReadBatch, ReadError, ReadLimit, RecordCount, ScrubScope,
+    Scrubbed, StoreInfo, StoreState, Visibility, WRITTEN_SYNC_INTERVAL,
 };
 pub use rimstone_log::{RecordJudge, planted};
 pub use storage::{

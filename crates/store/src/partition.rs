@@ -9,7 +9,7 @@ use rimstone_types::{ByteCount, Numbering, Offset, ProducerEpoch, ProducerId, Ti
 
 pub use rimstone_log::{
     compaction::{Dirtiness, Obstacle, ObstacleReason},
-    damage::{AcceptedLoss, DamagedRange},
+    damage::{AcceptedLoss, DamagedRange, FoundDamage},
 };
 
 use crate::{
@@ -82,19 +82,19 @@ pub trait PartitionStore: Send + Sync + std::fmt::Debug {
         Box::pin(async { Ok(Scrubbed::default()) })
     }
 
-    /// The damage that is known, looked at once more on the disk, oldest first.
+    /// The damage that is known, looked at once more on the disk, oldest first; of a segment with many ranges, all as one.
     fn find_damage(&self) -> BoxFuture<'_, Result<Vec<DamagedRange>, StoreError>> {
         Box::pin(async { Ok(Vec::new()) })
     }
 
-    /// Gives offsets up for ever: exactly these ranges must be damaged in the segments that they lie in. The damaged bytes
-    /// are set aside, readers go over the ranges, and their offsets are never used again. Durable once it answers.
+    /// Gives damaged offsets up for ever: all that is damaged of the segments in which the ranges lie, and nothing that is
+    /// sound. Each range must begin where a damaged one does, and end where one does of the same segment. The damaged bytes are set aside, readers go over the ranges, and their offsets are never used again. Durable once it answers.
     fn accept_loss(
         &self,
         _ranges: Vec<OffsetRange>,
         _now: Timestamp,
     ) -> BoxFuture<'_, Result<Vec<AcceptedLoss>, AcceptLossError>> {
-        Box::pin(async { Err(AcceptLossError::Differs { found: Vec::new() }) })
+        Box::pin(async { Err(AcceptLossError::Differs { found: FoundDamage::default() }) })
     }
 
     /// What is known of a producer here, once everything it is based on is durable.
@@ -322,10 +322,10 @@ impl std::fmt::Display for OffsetRange {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum AcceptLossError {
     /// What is damaged is something else than what was named.
-    #[error("what was named is not exactly what is damaged there: {}", damaged(found))]
+    #[error("what was named is not what is damaged there: {found}")]
     Differs {
-        /// What is damaged in the segments that were named, oldest first.
-        found: Vec<DamagedRange>,
+        /// What is damaged in the segments that were named.
+        found: FoundDamage,
     },
     /// It cannot be replaced.
     #[error("{reason}")]
@@ -336,13 +336,6 @@ pub enum AcceptLossError {
     /// The store could not do it.
     #[error(transparent)]
     Store(#[from] StoreError),
-}
-
-fn damaged(found: &[DamagedRange]) -> String {
-    if found.is_empty() {
-        return "nothing is".to_owned();
-    }
-    found.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
 /// What is known of a producer.
@@ -379,7 +372,7 @@ pub struct StoreInfo {
     pub dirtiness: Option<Dirtiness>,
     /// Segments that compaction passes by, as it last found them, oldest first.
     pub obstacles: Vec<Obstacle>,
-    /// Ranges of acknowledged offsets that are known to be damaged, oldest first.
+    /// Ranges of acknowledged offsets that are known to be damaged, oldest first; of a segment with many, all as one.
     pub damage: Vec<DamagedRange>,
     /// Ranges that were given up and whose damaged bytes are still kept aside, oldest first.
     pub accepted_losses: Vec<AcceptedLoss>,

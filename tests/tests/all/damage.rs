@@ -230,3 +230,47 @@ async fn a_time_that_leads_to_rot_is_told_as_a_read_is() {
         assert!(refused.stderr.contains("offsets 5 to 6 are damaged"), "{refused:?}");
     }
 }
+
+/// More damaged ranges in one segment than are listed one by one: one line, one command, and nothing sound is lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_ranges_of_a_segment_are_shown_and_given_up_as_one() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Setup::new(home.path()).start().await;
+    let mut calls = Calls::connect(&server).await;
+    calls.create_topic("t", 1, &[]).await;
+    for number in 0..250 {
+        calls.append(to_partition_0("t", [value(number)])).await.unwrap();
+    }
+    let folder = folder(&server).await;
+    let lost: Vec<u64> = (2..=240).step_by(2).collect();
+    for number in &lost {
+        rot(&folder, *number);
+    }
+    let met = calls.fetch("t", 2).await.unwrap().error.expect("2 is damaged");
+    assert_eq!(met.reason, reason::DATA_DAMAGED);
+
+    let shown = accept_loss(&server, &[]).await;
+    assert!(shown.stdout.contains("120 in 120 ranges"), "{shown:?}");
+    assert!(shown.stdout.contains("accept-loss t --partition 0 --range 2..241\n"), "{shown:?}");
+    assert_eq!(server.metric("rimstone_partition_damaged_ranges"), Some(120.0));
+    let endpoint = server.endpoint();
+    let told = succeed(["topic", "describe", "t", "--server", &endpoint]).await;
+    assert!(told.contains("120 offsets among 2..241, in 120 ranges, are DAMAGED"), "{told}");
+    let refused = accept_loss(&server, &["2..240"]).await;
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    assert!(refused.stderr.contains("and 112 more") && refused.stderr.len() < 6_000, "{refused:?}");
+
+    let done = accept_loss(&server, &["2..241"]).await;
+    assert!(done.status.success() && done.stdout.contains("gave up 120 offsets"), "{done:?}");
+    assert_eq!(server.metric("rimstone_partition_damaged_ranges"), Some(0.0));
+    let told = succeed(["topic", "describe", "t", "--server", &endpoint]).await;
+    assert!(told.contains("120 offsets among 2..241 were given up"), "{told}");
+    let (mut at, mut seen) = (0, Vec::new());
+    while at < 250 {
+        let read = calls.fetch("t", at).await.unwrap();
+        assert!(read.error.is_none(), "{:?}", read.error);
+        seen.extend(read.records.iter().map(|record| record.offset));
+        at = read.next_offset;
+    }
+    assert_eq!(seen, (0..250).filter(|number| !lost.contains(number)).collect::<Vec<_>>());
+}

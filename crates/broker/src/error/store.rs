@@ -66,9 +66,9 @@ impl Failure for AcceptLossError {
     fn details(&self) -> Details {
         match self {
             Self::Differs { found } => {
-                let ranges: Vec<_> =
-                    found.iter().map(|range| format!("{}..{}", range.from, range.until)).collect();
-                vec![("damaged", ranges.join(","))]
+                let first = found.first.iter().map(|range| format!("{}..{}", range.from, range.until));
+                let first: Vec<_> = first.collect();
+                vec![("damaged", first.join(",")), ("damaged_ranges", found.ranges.to_string())]
             }
             Self::Refused { .. } => Details::new(),
             Self::Store(error) => error.details(),

@@ -117,7 +117,7 @@ const PER_PARTITION: &[(&str, &str, PartitionValue)] = &[
     (
         "rimstone_partition_damaged_ranges",
         "Ranges of acknowledged offsets that are known to be damaged; the rest is served.",
-        |info| info.damage.len() as f64,
+        |info| info.damage.iter().map(|range| range.ranges).sum::<u64>() as f64,
     ),
     (
         "rimstone_partition_accepted_losses",

@@ -120,7 +120,12 @@ fn partition_findings(
     }
     for loss in log::accepted_losses(&directory)? {
         findings.remarks.push(format!(
-            "offsets {}..{} were given up; {} bytes are kept in {}",
+            "{}offsets {}..{} were given up; {} bytes are kept in {}",
+            if loss.offsets == loss.until.since(loss.from) {
+                String::new()
+            } else {
+                format!("{} of the ", loss.offsets)
+            },
             loss.from,
             loss.until,
             loss.bytes,

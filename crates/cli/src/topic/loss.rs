@@ -1,7 +1,7 @@
 //! `rimstone topic accept-loss`: shows what of a partition is damaged, and gives it up when it is named exactly.
 
 use clap::Args;
-use rimstone_client::{AcceptedLoss, Admin, DamagedRange, reason};
+use rimstone_client::{AcceptedLoss, Admin, DamagedRange, FoundDamage, reason};
 use rimstone_types::{Offset, PartitionIndex};
 use serde_json::{Value, json};
 
@@ -18,7 +18,8 @@ pub(crate) struct AcceptLoss {
     /// The partition
     #[arg(short, long, value_name = "N")]
     partition: u32,
-    /// Offsets to give up, the second not included, exactly as they are shown without this option; may be repeated
+    /// Offsets to give up, the second not included, as they are shown without this option: from where a damaged range
+    /// begins to where one of the same segment ends; what is sound between them stays. May be repeated
     #[arg(long = "range", value_name = "FROM..UNTIL", value_parser = range)]
     ranges: Vec<(Offset, Offset)>,
     /// As JSON
@@ -30,8 +31,7 @@ impl AcceptLoss {
     pub(crate) async fn run(self, admin: &Admin) -> Outcome {
         let partition = PartitionIndex(self.partition);
         if self.ranges.is_empty() {
-            let (damaged, accepted) = admin.find_damage(&self.topic, partition).await?;
-            return self.show(&damaged, &accepted);
+            return self.show(&admin.find_damage(&self.topic, partition).await?);
         }
         let accepted = admin.accept_loss(&self.topic, partition, &self.ranges).await;
         let accepted = accepted.map_err(|error| {
@@ -53,18 +53,22 @@ impl AcceptLoss {
         self.tell(&accepted)
     }
 
-    fn show(&self, damaged: &[DamagedRange], accepted: &[AcceptedLoss]) -> Outcome {
+    fn show(&self, found: &FoundDamage) -> Outcome {
+        let FoundDamage { damaged, damaged_ranges, accepted_losses, accepted_loss_count } = found;
         if self.json {
             return Ok(output::json(&json!({
                 "damaged": damaged.iter().map(range_json).collect::<Vec<_>>(),
-                "accepted": accepted.iter().map(loss_json).collect::<Vec<_>>(),
+                "damaged_ranges": damaged_ranges,
+                "accepted": accepted_losses.iter().map(loss_json).collect::<Vec<_>>(),
+                "accepted_count": accepted_loss_count,
             }))?);
         }
-        for loss in accepted {
-            line(format!(
-                "given up before: offsets {}..{}, kept in {} ({})",
-                loss.from, loss.until, loss.kept_in, loss.kept_bytes
-            ))?;
+        for loss in accepted_losses {
+            line(format!("given up before: {}, kept in {} ({})", lost(loss), loss.kept_in, loss.kept_bytes))?;
+        }
+        let more = accepted_loss_count.saturating_sub(accepted_losses.len() as u64);
+        if more > 0 {
+            line(format!("given up before: {more} more"))?;
         }
         if damaged.is_empty() {
             return Ok(line(format!("partition {} of {}: no damage is known", self.partition, self.topic))?);
@@ -72,11 +76,22 @@ impl AcceptLoss {
         let rows: Vec<_> = damaged
             .iter()
             .map(|range| {
-                let offsets = range.until.since(range.from);
-                [format!("{}..{}", range.from, range.until), offsets.to_string(), range.reason.clone()]
+                let offsets = match range.ranges {
+                    0 | 1 => range.offsets.to_string(),
+                    ranges => format!("{} in {ranges} ranges", range.offsets),
+                };
+                [format!("{}..{}", range.from, range.until), offsets, range.reason.clone()]
             })
             .collect();
         table(["DAMAGED", "OFFSETS", "FOUND"], &rows)?;
+        let listed: u64 = damaged.iter().map(|range| range.ranges).sum();
+        if *damaged_ranges > listed {
+            let more = count(damaged_ranges - listed, "more damaged range");
+            line(format!("\nThere are {more}; they are shown once these are given up."))?;
+        }
+        if damaged.iter().any(|range| range.ranges > 1) {
+            line("\nWhere a line stands for several ranges, what is sound between them stays.")?;
+        }
         let ranges: String =
             damaged.iter().map(|range| format!(" --range {}..{}", range.from, range.until)).collect();
         line(
@@ -93,7 +108,7 @@ impl AcceptLoss {
         for loss in accepted {
             line(format!(
                 "gave up {} from {} on; the damaged bytes are kept in {} ({})",
-                count(loss.until.since(loss.from), "offset"),
+                count(loss.offsets, "offset"),
                 loss.from,
                 loss.kept_in,
                 loss.kept_bytes
@@ -103,14 +118,24 @@ impl AcceptLoss {
     }
 }
 
+/// Offsets that are gone, in words.
+pub(crate) fn lost(loss: &AcceptedLoss) -> String {
+    let (from, until) = (loss.from, loss.until);
+    match until.since(from) {
+        all if all == loss.offsets => format!("offsets {from}..{until}"),
+        _ => format!("{} among {from}..{until}", count(loss.offsets, "offset")),
+    }
+}
+
 pub(crate) fn range_json(range: &DamagedRange) -> Value {
-    json!({ "from": range.from.get(), "until": range.until.get(), "reason": range.reason })
+    json!({ "from": range.from.get(), "until": range.until.get(), "ranges": range.ranges, "offsets": range.offsets, "reason": range.reason })
 }
 
 pub(crate) fn loss_json(loss: &AcceptedLoss) -> Value {
     json!({
         "from": loss.from.get(),
         "until": loss.until.get(),
+        "offsets": loss.offsets,
         "kept_in": loss.kept_in,
         "kept_bytes": loss.kept_bytes.get(),
     })

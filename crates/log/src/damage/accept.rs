@@ -13,7 +13,7 @@ use std::{
 use rimstone_record::Batch;
 use rimstone_types::{Offset, Timestamp};
 
-use super::{CheckedSegment, DamagedRange, SegmentCheck};
+use super::{CheckedSegment, DamagedRange, FoundDamage, SegmentCheck};
 use crate::{
     compaction::{CompactionError, Output, Replacement},
     error::FileError,
@@ -29,14 +29,18 @@ use crate::{
 const NEVER_JUDGED: u32 = u32::MAX;
 /// The most offsets of one range: what one batch spans, and more than any segment has.
 const RANGE_MAX: u64 = i32::MAX as u64;
+/// Damaged ranges of several segments that are given up together; one segment may have more. They are in memory.
+const RANGES_AT_ONCE: usize = 100_000;
 
-/// A range that was given up.
+/// A range that was given up, or all that was damaged in one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AcceptedLoss {
     /// The first offset that is gone.
     pub from: Offset,
     /// The first offset behind it.
     pub until: Offset,
+    /// How many of these offsets are gone; the others are as they were.
+    pub offsets: u64,
     /// The file as it was, with the damaged bytes.
     pub kept: PathBuf,
     /// Bytes of that file.
@@ -47,11 +51,16 @@ pub struct AcceptedLoss {
 #[derive(Debug, thiserror::Error)]
 pub enum AcceptError {
     /// What is damaged is something else than what was named.
-    #[error("what is damaged there is not what was named: {}", named(found))]
+    #[error("what is damaged there is not what was named: {found}")]
     Differs {
-        /// What is damaged in the segments that were named, in order.
-        found: Vec<DamagedRange>,
+        /// What is damaged in the segments that were named.
+        found: FoundDamage,
     },
+    /// More than is carried out at one time.
+    #[error(
+        "these are more than {RANGES_AT_ONCE} damaged ranges in several segments: give up those of fewer segments at a time"
+    )]
+    TooMany,
     /// Nothing is left before it.
     #[error(
         "the log has nothing before offset {first}: move the log start there instead, by deleting the records before it"
@@ -79,13 +88,6 @@ pub enum AcceptError {
     File(#[from] FileError),
 }
 
-fn named(found: &[DamagedRange]) -> String {
-    match found {
-        [] => "nothing is damaged".to_owned(),
-        found => found.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
-    }
-}
-
 impl From<CompactionError> for AcceptError {
     fn from(error: CompactionError) -> Self {
         match error {
@@ -106,7 +108,18 @@ pub struct LossPlan(Vec<Lossy>);
 struct Lossy {
     segment: Arc<Segment>,
     until: Offset,
-    ranges: Vec<DamagedRange>,
+    /// What is damaged of it.
+    ranges: Vec<(Offset, Offset)>,
+    named: Vec<Named>,
+}
+
+/// A range that was named.
+#[derive(Debug)]
+struct Named {
+    from: Offset,
+    until: Offset,
+    /// How many of its offsets are damaged.
+    offsets: u64,
 }
 
 /// A segment that is written anew, and on disk under another name.
@@ -114,7 +127,28 @@ struct Lossy {
 pub struct PreparedLoss {
     replacement: Replacement,
     segment: Arc<Segment>,
-    ranges: Vec<DamagedRange>,
+    until: Offset,
+    named: Vec<Named>,
+}
+
+fn pairs(damage: &[DamagedRange]) -> Vec<(Offset, Offset)> {
+    damage.iter().map(|range| (range.from, range.until)).collect()
+}
+
+/// What each of the names covers, if together they cover all that is damaged of a segment, and each of them begins and
+/// ends with it. Both in order.
+fn covered(names: &[(Offset, Offset)], damage: &[DamagedRange]) -> Option<Vec<Named>> {
+    let mut rest = damage;
+    let mut covered = Vec::new();
+    for &(from, until) in names {
+        let (inside, behind) = rest.split_at(rest.iter().take_while(|range| range.until <= until).count());
+        if inside.first()?.from != from || inside.last()?.until != until {
+            return None;
+        }
+        covered.push(Named { from, until, offsets: inside.iter().map(|range| range.offsets).sum() });
+        rest = behind;
+    }
+    rest.is_empty().then_some(covered)
 }
 
 impl LossPlan {
@@ -125,37 +159,57 @@ impl LossPlan {
 }
 
 impl LogReader {
-    /// Looks at the segments in which the ranges lie, from the disk: exactly these must be damaged in them, and the
-    /// segments must be sealed.
+    /// Looks at the segments in which the ranges lie, from the disk. All that is damaged of them must be named, and nothing
+    /// else: each range begins where a damaged one does and ends where one does, the same or a later one of its segment.
+    /// What is sound in between is not given up. The segments must be sealed.
     ///
     /// # Errors
     /// [`AcceptError`].
     pub fn plan_loss(&self, ranges: &[(Offset, Offset)]) -> Result<LossPlan, AcceptError> {
-        let mut plan: Vec<Lossy> = Vec::new();
-        for (from, until) in ranges {
-            if until.get().saturating_sub(from.get()) > RANGE_MAX {
-                return Err(AcceptError::TooLarge { from: *from, until: *until });
-            }
+        self.plan(ranges, true)
+    }
+
+    /// The same look for what may lie in the segment that is written to, without a plan.
+    ///
+    /// # Errors
+    /// [`AcceptError`].
+    pub fn check_loss(&self, ranges: &[(Offset, Offset)]) -> Result<(), AcceptError> {
+        self.plan(ranges, false).map(drop)
+    }
+
+    fn plan(&self, ranges: &[(Offset, Offset)], only_sealed: bool) -> Result<LossPlan, AcceptError> {
+        let mut wanted = ranges.to_vec();
+        wanted.sort_unstable();
+        let (mut plan, mut found, mut planned) = (Vec::new(), FoundDamage::default(), 0);
+        let (mut differs, mut rest) = (wanted.is_empty(), &wanted[..]);
+        while let Some((from, until)) = rest.first() {
             let Some((segment, end, sealed)) = self.extent(*from) else {
                 let first = self.shared().segments.load().first().map_or(*until, |first| first.base);
                 return Err(AcceptError::BeforeFirst { first });
             };
-            if !sealed {
+            if only_sealed && !sealed {
                 return Err(AcceptError::Overtaken);
-            }
-            if plan.iter().any(|lossy| Arc::ptr_eq(&lossy.segment, &segment)) {
-                continue;
             }
             let Some(CheckedSegment { damage, .. }) = self.check_segment(*from)? else {
                 return Err(AcceptError::Overtaken);
             };
-            plan.push(Lossy { segment, until: end, ranges: damage });
+            if let Some(range) = damage.iter().find(|range| range.offsets > RANGE_MAX) {
+                return Err(AcceptError::TooLarge { from: range.from, until: range.until });
+            }
+            found.add(&damage);
+            planned += damage.len();
+            if !plan.is_empty() && planned > RANGES_AT_ONCE {
+                return Err(AcceptError::TooMany);
+            }
+            let of_segment = rest.iter().take_while(|(from, _)| *from < end).count().max(1);
+            let named = covered(&rest[..of_segment], &damage);
+            rest = &rest[of_segment..];
+            match named {
+                Some(named) => plan.push(Lossy { segment, until: end, ranges: pairs(&damage), named }),
+                None => differs = true,
+            }
         }
-        let mut wanted = ranges.to_vec();
-        wanted.sort_unstable();
-        plan.sort_by_key(|lossy| lossy.segment.base);
-        let found: Vec<_> = plan.iter().flat_map(|lossy| lossy.ranges.clone()).collect();
-        if wanted.is_empty() || !found.iter().map(|range| (range.from, range.until)).eq(wanted) {
+        if differs {
             return Err(AcceptError::Differs { found });
         }
         Ok(LossPlan(plan))
@@ -219,7 +273,7 @@ impl Iterator for LossWriter {
 
 impl LossWriter {
     fn write(&mut self, lossy: Lossy) -> Result<PreparedLoss, AcceptError> {
-        let Lossy { segment, until, ranges } = lossy;
+        let Lossy { segment, until, ranges, named } = lossy;
         self.salt = self.salt.wrapping_add(1);
         if self.salt == segment.header.salt {
             self.salt = self.salt.wrapping_add(1);
@@ -250,18 +304,18 @@ impl LossWriter {
         let again = check
             .found()
             .map(|found| CheckedSegment::new(segment.base, until, found, self.reader.start()).damage);
-        if again.as_ref() != Some(&ranges) || output.next_offset() != until {
+        if again.is_none_or(|again| pairs(&again) != ranges) || output.next_offset() != until {
             return Err(AcceptError::Overtaken);
         }
         output.finish()?;
         let replaces = vec![Arc::clone(&segment)];
         let replacement = Replacement::new(output, replaces, &self.directory);
-        Ok(PreparedLoss { replacement, segment, ranges })
+        Ok(PreparedLoss { replacement, segment, until, named })
     }
 
     /// The ranges, also where they reach below the log start: the whole place is to be taken.
-    fn whole_ranges(&self, segment: &Segment, ranges: &[DamagedRange]) -> Vec<(Offset, Offset)> {
-        ranges.iter().map(|range| (range.from.max(segment.base), range.until)).collect()
+    fn whole_ranges(&self, segment: &Segment, ranges: &[(Offset, Offset)]) -> Vec<(Offset, Offset)> {
+        ranges.iter().map(|(from, until)| ((*from).max(segment.base), *until)).collect()
     }
 
     /// The append time of the first batch that is sound.
@@ -303,9 +357,9 @@ impl Markers<'_> {
 }
 
 impl PreparedLoss {
-    /// The base offset of the segment.
-    pub fn segment(&self) -> Offset {
-        self.segment.base
+    /// The offsets of the segment.
+    pub fn extent(&self) -> (Offset, Offset) {
+        (self.segment.base, self.until)
     }
 
     /// What [`Log::may_replace`] looks at.
@@ -313,7 +367,7 @@ impl PreparedLoss {
         &self.replacement
     }
 
-    /// Keeps the old file under a name for each range, then gives the new one its name; both durably.
+    /// Keeps the old file under a name for each range that was named, then gives the new one its name; both durably.
     ///
     /// # Errors
     /// [`AcceptError`].
@@ -322,10 +376,10 @@ impl PreparedLoss {
         directory: &Path,
         durable_snapshot: Offset,
     ) -> Result<(crate::compaction::Replaced, Vec<AcceptedLoss>), AcceptError> {
-        let Self { replacement, segment, ranges } = self;
+        let Self { replacement, segment, named, .. } = self;
         let mut accepted = Vec::new();
-        for range in &ranges {
-            let kept = files::lost_path(directory, range.from, range.until);
+        for Named { from, until, offsets } in named {
+            let kept = files::lost_path(directory, from, until, offsets);
             match files::keep_as(segment.path(), &kept) {
                 // There is nothing to keep.
                 Err(error) if error.is_missing() => {
@@ -334,7 +388,7 @@ impl PreparedLoss {
                 kept => kept?,
             }
             let bytes = kept.metadata().map_or(0, |metadata| metadata.len());
-            accepted.push(AcceptedLoss { from: range.from, until: range.until, kept, bytes });
+            accepted.push(AcceptedLoss { from, until, offsets, kept, bytes });
         }
         // Before the name is another's: after a power cut the old bytes must have one.
         files::sync_directory(directory)?;
@@ -352,9 +406,9 @@ pub fn accepted_losses(directory: &Path) -> Result<Vec<AcceptedLoss>, FileError>
     let mut losses = Vec::new();
     for entry in entries {
         let entry = entry.map_err(|error| FileError::new("list", directory, error))?;
-        if let Some((from, until)) = entry.file_name().to_str().and_then(files::parse_lost_name) {
+        if let Some((from, until, offsets)) = entry.file_name().to_str().and_then(files::parse_lost_name) {
             let bytes = entry.metadata().map_or(0, |metadata| metadata.len());
-            losses.push(AcceptedLoss { from, until, kept: entry.path(), bytes });
+            losses.push(AcceptedLoss { from, until, offsets, kept: entry.path(), bytes });
         }
     }
     losses.sort_unstable_by_key(|loss| (loss.from, loss.until));

@@ -22,7 +22,7 @@ impl CheckedSegment {
     pub(super) fn new(base: Offset, until: Offset, mut damage: Vec<DamagedRange>, start: Offset) -> Self {
         damage.retain(|range| range.until > start);
         for range in &mut damage {
-            range.from = range.from.max(start);
+            range.clip(start);
         }
         Self { base, until, damage }
     }

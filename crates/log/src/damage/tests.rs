@@ -276,14 +276,14 @@ fn only_what_is_damaged_and_named_as_it_is_can_be_given_up() {
         let refused = accept(&mut log, home.path(), &wrong).unwrap_err();
         let AcceptError::Differs { found } = &refused else { panic!("{refused}") };
         let looked_at = wrong.iter().any(|(from, _)| *from >= second && *from < until);
-        assert_eq!(!found.is_empty(), looked_at, "{wrong:?}: {refused}");
+        assert_eq!(!found.first.is_empty(), looked_at, "{wrong:?}: {refused}");
         assert_eq!(segments(home.path()), before);
         assert_eq!(read_all(&log, 1 << 20), (sound.clone(), met.clone()));
     }
     assert!(accepted_losses(home.path()).unwrap().is_empty());
     accept(&mut log, home.path(), &met).unwrap();
     let again = accept(&mut log, home.path(), &met).unwrap_err();
-    assert!(matches!(again, AcceptError::Differs { ref found } if found.is_empty()), "{again}");
+    assert!(matches!(again, AcceptError::Differs { ref found } if found.ranges == 0), "{again}");
 }
 
 /// The decision was cut short between the second name and the new file: the damage stands, and can be given up again.
@@ -295,7 +295,7 @@ fn a_crash_in_between_leaves_the_damage_as_it_was() {
     flip(&segment(home.path(), base), 200);
     let mut log = opened(home.path(), end);
     let (sound, met) = read_all(&log, 1 << 20);
-    let kept = files::lost_path(home.path(), met[0].0, met[0].1);
+    let kept = files::lost_path(home.path(), met[0].0, met[0].1, met[0].1.since(met[0].0));
     files::keep_as(&segment(home.path(), base), &kept).unwrap();
     std::fs::write(segment(home.path(), base).with_extension("log.tmp"), b"half of it").unwrap();
     log.roll_for_loss(&met, NOW);
@@ -427,5 +427,64 @@ fn a_segment_that_was_given_up_is_not_checked_in_its_successors_file() {
         assert!(SegmentCheck::begin(&old, until, sealed).unwrap().is_none(), "missing: {missing}");
         assert_eq!(log.reader().check_segment(base).unwrap().unwrap().damage, []);
         assert_eq!(run(Scrub::whole(log.reader())).0, []);
+    }
+}
+
+/// A segment with more damaged ranges than anybody names one by one: one name covers them, and what is sound between them
+/// stays.
+#[test]
+fn many_ranges_of_a_segment_are_given_up_by_one_name() {
+    const RECORDS: u64 = 3000;
+    let home = tempfile::tempdir().unwrap();
+    let mut log = Log::create(home.path(), ID, config(1 << 20), Timestamp(0)).unwrap();
+    for n in 0..RECORDS {
+        append(&mut log, &values(1, 20, n), n as i64);
+    }
+    sync(&mut log);
+    let end = log.durable_position();
+    drop(log);
+    // Every other batch from the third on.
+    let path = segment(home.path(), offset(0));
+    let mut content = std::fs::read(&path).unwrap();
+    for n in (3..RECORDS - 1).step_by(2) {
+        let wanted = values(1, 20, n)[0].clone();
+        let at = content.windows(wanted.len()).position(|window| window == &wanted[..]).unwrap();
+        content[at + 6] ^= 1;
+    }
+    std::fs::write(&path, &content).unwrap();
+    let mut log = opened(home.path(), end);
+    let (sound, met) = read_all(&log, 1 << 20);
+    let lost = met.len() as u64;
+    assert!(lost > 1_400 && met.iter().all(|(from, until)| until.since(*from) == 1));
+    let (first, last) = (met[0].0, met[met.len() - 1].1);
+    let before = segments(home.path());
+    let one = |at: Offset, by: i64| offset((at.get() as i64 + by) as u64);
+    for wrong in [
+        vec![(first, one(last, 1))],
+        vec![(one(first, -1), last)],
+        vec![(one(first, 1), last)],
+        vec![(first, one(last, -1))],
+        vec![(first, last), (first, one(first, 1))],
+        vec![(first, one(first, 1)), (first, last)],
+        met[1..].to_vec(),
+    ] {
+        let refused = log.reader().check_loss(&wrong).unwrap_err();
+        let told = refused.to_string();
+        assert!(matches!(&refused, AcceptError::Differs { found } if found.ranges == lost), "{told}");
+        assert!(told.len() < 4_000 && told.contains(&format!("; and {} more", lost - 8)), "{told}");
+        assert!(matches!(log.reader().plan_loss(&wrong), Err(AcceptError::Overtaken)), "it is not sealed");
+    }
+    assert_eq!(segments(home.path()), before);
+    log.reader().check_loss(&[(first, last)]).unwrap();
+    let accepted = accept(&mut log, home.path(), &[(first, last)]).unwrap();
+    assert_eq!(accepted.len(), 1);
+    assert_eq!((accepted[0].from, accepted[0].until, accepted[0].offsets), (first, last, lost));
+    assert_eq!(std::fs::read(&accepted[0].kept).unwrap()[..content.len()], content);
+    for _ in 0..2 {
+        assert_eq!(read_all(&log, 1 << 20), (sound.clone(), Vec::new()));
+        assert_eq!(accepted_losses(home.path()).unwrap(), accepted);
+        let count = log.reader().count(offset(0), end.offset, crate::Access::Blocking).unwrap();
+        assert_eq!(count.records, RECORDS - lost);
+        log = opened(home.path(), log.durable_position());
     }
 }

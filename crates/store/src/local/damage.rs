@@ -19,8 +19,13 @@ use crate::{
 const UNIT_BYTES: u64 = 256 << 10;
 /// How long such a piece waits at most for the flusher to have nothing to do.
 const YIELD_MAX: Duration = Duration::from_millis(10);
-/// Damaged ranges that are remembered of a partition: a disk that has more of them is to be replaced, not listed.
+/// Damaged ranges that are remembered one by one of a partition. With more of them, those of a segment are remembered as
+/// one, so that nothing is left out and there are no more than that and one for each segment.
 const KNOWN_MAX: usize = 1_000;
+/// Damaged ranges of one segment that are remembered one by one.
+const SEGMENT_MAX: usize = 100;
+/// Damaged ranges that are logged of one check of a segment.
+const LOGGED_MAX: usize = 16;
 
 /// What is known of damage.
 #[derive(Debug)]
@@ -40,26 +45,27 @@ struct Passes {
 #[derive(Debug, Default)]
 struct Known {
     ranges: Vec<DamagedRange>,
-    /// Offsets in whose segments there is damage that nobody has measured yet.
+    /// The bases of segments in which there is damage that nobody has measured yet; no more than there are segments.
     suspects: BTreeSet<Offset>,
 }
 
 impl Known {
-    /// Where the scrub is off, nobody takes them away.
-    fn suspect(&mut self, offset: Offset) {
-        if self.suspects.len() < KNOWN_MAX {
-            self.suspects.insert(offset);
-        }
+    fn suspect(&mut self, segment: Offset) {
+        self.suspects.insert(segment);
     }
 
     /// Whether it is new, as far as is known.
     fn met(&mut self, range: DamagedRange) -> bool {
         let touches = |known: &DamagedRange| known.from < range.until && range.from < known.until;
         let Some(first) = self.ranges.iter().position(touches) else {
-            self.suspect(range.from);
-            if self.ranges.len() < KNOWN_MAX {
-                let at = self.ranges.partition_point(|known| known.from < range.from);
-                self.ranges.insert(at, range);
+            let segment = range.segment;
+            self.suspect(segment);
+            let at = self.ranges.partition_point(|known| known.from < range.from);
+            self.ranges.insert(at, range);
+            if self.ranges.len() > KNOWN_MAX {
+                let of_segment = self.ranges.extract_if(.., |known| known.segment == segment).collect();
+                self.ranges.extend(DamagedRange::as_one(of_segment));
+                self.ranges.sort_by_key(|known| known.from);
             }
             return true;
         };
@@ -67,8 +73,21 @@ impl Known {
         let gone: Vec<_> = self.ranges.drain(first..first + count).collect();
         let from = gone.iter().map(|known| known.from).min().unwrap_or(range.from).min(range.from);
         let until = gone.iter().map(|known| known.until).max().unwrap_or(range.until).max(range.until);
-        let reason = gone.into_iter().next().map_or(range.reason, |known| known.reason);
-        self.ranges.insert(first, DamagedRange { from, until, segment: range.segment, reason });
+        let mut grown = DamagedRange::new(from, until, range.segment, range.reason);
+        if gone.iter().any(|known| known.ranges > 1) {
+            // How much of it is damaged is known when its segment has been gone over.
+            grown.ranges = gone.iter().map(|known| known.ranges).sum();
+            let around =
+                until.since(from) - gone.iter().map(|known| known.until.since(known.from)).sum::<u64>();
+            grown.offsets = around + gone.iter().map(|known| known.offsets).sum::<u64>();
+            if around > 0 {
+                self.suspect(grown.segment);
+            }
+        }
+        if let Some(known) = gone.into_iter().next() {
+            grown.reason = known.reason;
+        }
+        self.ranges.insert(first, grown);
         false
     }
 
@@ -78,12 +97,19 @@ impl Known {
         let inside = |range: &DamagedRange| range.from < until && base < range.until;
         let before: Vec<_> = self.ranges.extract_if(.., |range| inside(range)).collect();
         self.suspects.retain(|offset| *offset < base || *offset >= until);
-        let is_new = |range: &&DamagedRange| {
-            !before.iter().any(|known| known.from < range.until && range.from < known.until)
-        };
-        let new = damage.iter().filter(is_new).count();
-        let room = KNOWN_MAX.saturating_sub(self.ranges.len());
-        self.ranges.extend(damage.into_iter().take(room));
+        let touches =
+            |known: &DamagedRange, range: &DamagedRange| known.from < range.until && range.from < known.until;
+        let is_new = |range: &&DamagedRange| !before.iter().any(|known| touches(known, range));
+        let mut new = damage.iter().filter(is_new).count() as u64;
+        for known in before.iter().filter(|known| known.ranges > 1) {
+            let now = damage.iter().filter(|range| touches(known, range)).count() as u64;
+            new += now.saturating_sub(known.ranges);
+        }
+        if damage.len() > SEGMENT_MAX || self.ranges.len() + damage.len() > KNOWN_MAX {
+            self.ranges.extend(DamagedRange::as_one(damage));
+        } else {
+            self.ranges.extend(damage);
+        }
         self.ranges.sort_by_key(|range| range.from);
         u32::try_from(new).unwrap_or(u32::MAX)
     }
@@ -91,7 +117,11 @@ impl Known {
     /// What is left of it at or above the log start.
     fn shown(&mut self, start: Offset) -> Vec<DamagedRange> {
         self.ranges.retain(|range| range.until > start);
-        let clip = |range: &DamagedRange| DamagedRange { from: range.from.max(start), ..range.clone() };
+        let clip = |range: &DamagedRange| {
+            let mut range = range.clone();
+            range.clip(start);
+            range
+        };
         self.ranges.iter().map(clip).collect()
     }
 }
@@ -110,14 +140,14 @@ impl DamageState {
         Self { known: Mutex::new(known), accepted: Mutex::new(accepted), passes: Mutex::default() }
     }
 
-    /// Somebody has met damage. Whether it was not known.
-    pub(super) fn met(&self, from: Offset, until: Offset, reason: &str) -> bool {
-        self.known.lock().met(DamagedRange { from, until, segment: from, reason: reason.to_owned() })
+    /// Somebody has met damage in a segment. Whether it was not known.
+    pub(super) fn met(&self, segment: Offset, from: Offset, until: Offset, reason: &str) -> bool {
+        self.known.lock().met(DamagedRange::new(from, until, segment, reason.to_owned()))
     }
 
-    /// Something is wrong in the segment of an offset.
-    pub(super) fn suspect(&self, offset: Offset) {
-        self.known.lock().suspect(offset);
+    /// Something is wrong in a segment.
+    pub(super) fn suspect(&self, segment: Offset) {
+        self.known.lock().suspect(segment);
     }
 
     pub(super) fn known(&self, start: Offset) -> Vec<DamagedRange> {
@@ -132,12 +162,13 @@ impl DamageState {
     /// perhaps: what was given up does not come back, and is looked at once more.
     fn checked(&self, partition: &LocalPartition, began: u64, checked: CheckedSegment) -> u32 {
         let (id, counters) = (partition.id, &partition.shared.counters);
-        let told = checked.damage.clone();
+        let (found, base) = (checked.damage.len(), checked.base);
+        let told: Vec<_> = checked.damage.iter().take(LOGGED_MAX).cloned().collect();
         let new = {
             let mut known = self.known.lock();
             if partition.reader.generation() != began {
-                if !told.is_empty() {
-                    known.suspect(checked.base);
+                if found > 0 {
+                    known.suspect(base);
                 }
                 return 0;
             }
@@ -147,6 +178,9 @@ impl DamageState {
             Counters::add(&counters.damaged_ranges, u64::from(new));
             for range in told {
                 tracing::error!(partition = %id, from = %range.from, until = %range.until, reason = range.reason, "acknowledged data is damaged");
+            }
+            if found > LOGGED_MAX {
+                tracing::error!(partition = %id, segment = %base, ranges = found, "acknowledged data is damaged in more places than were named");
             }
         }
         new
@@ -261,12 +295,8 @@ impl LocalPartition {
         // Nothing of the log changes for a name that is wrong: what is known says enough of that.
         let reader = self.reader.clone();
         let wanted = ranges.clone();
-        let looked = blocking(move || Ok(reader.plan_loss(&wanted).map(drop))).await?;
-        match looked {
-            // Its segment is still written to.
-            Ok(()) | Err(AcceptError::Overtaken) => {}
-            Err(error) => return Err(self.not_accepted(error)),
-        }
+        let looked = blocking(move || Ok(reader.check_loss(&wanted))).await?;
+        looked.map_err(|error| self.not_accepted(error))?;
         // The segment is sealed, and what is known of producers must outlive what is given up (semantics, rule 6).
         self.barrier(|log| {
             log.roll_for_loss(&ranges, now);
@@ -297,7 +327,7 @@ impl LocalPartition {
         let mut accepted = Vec::new();
         for prepared in writer(plan, now) {
             let prepared = prepared.map_err(|error| self.not_accepted(error))?;
-            let base = prepared.segment();
+            let extent = prepared.extent();
             // What was written may be lost, though its own sync did not say so.
             if !self.shared.syncs.none_failed_since(failed_syncs) {
                 return Err(self.not_accepted(AcceptError::Overtaken));
@@ -309,11 +339,11 @@ impl LocalPartition {
             self.state.lock().log.replaced(&replaced);
             self.check_names(failed_syncs)?;
             replaced.clean_up();
-            work.forget_damage(base);
+            work.forget_damage(extent.0);
             for loss in &losses {
-                tracing::warn!(partition = %self.id, from = %loss.from, until = %loss.until, kept = %loss.kept.display(), "a loss was accepted: readers go over it");
+                tracing::warn!(partition = %self.id, from = %loss.from, until = %loss.until, offsets = loss.offsets, kept = %loss.kept.display(), "a loss was accepted: readers go over it");
             }
-            self.damage.given_up(base, &losses);
+            self.damage.given_up(extent, &losses);
             accepted.extend(losses);
         }
         accepted.sort_by_key(|loss| loss.from);
@@ -331,19 +361,16 @@ impl LocalPartition {
             }
             error @ (AcceptError::BeforeFirst { .. }
             | AcceptError::TooLarge { .. }
+            | AcceptError::TooMany
             | AcceptError::Overtaken) => AcceptLossError::Refused { reason: error.to_string() },
         }
     }
 }
 
 impl DamageState {
-    fn given_up(&self, base: Offset, losses: &[AcceptedLoss]) {
-        let mut known = self.known.lock();
-        known
-            .ranges
-            .retain(|range| !losses.iter().any(|loss| loss.from <= range.from && range.until <= loss.until));
-        known.suspects.remove(&base);
-        drop(known);
+    /// Nothing of the segment is damaged any more.
+    fn given_up(&self, (base, until): (Offset, Offset), losses: &[AcceptedLoss]) {
+        self.known.lock().checked(CheckedSegment { base, until, damage: Vec::new() });
         let mut accepted = self.accepted.lock();
         accepted.retain(|known| !losses.iter().any(|loss| loss.kept == known.kept));
         accepted.extend_from_slice(losses);
@@ -360,12 +387,7 @@ mod tests {
     }
 
     fn range(from: u64, until: u64) -> DamagedRange {
-        DamagedRange {
-            from: offset(from),
-            until: offset(until),
-            segment: offset(0),
-            reason: from.to_string(),
-        }
+        DamagedRange::new(offset(from), offset(until), offset(from / 10 * 10), from.to_string())
     }
 
     fn ranges(known: &Known) -> Vec<(u64, u64)> {
@@ -383,11 +405,51 @@ mod tests {
         assert_eq!(ranges(&known), [(10, 20), (20, 25), (30, 40)]);
         assert!(!known.met(range(24, 35)));
         assert_eq!(ranges(&known), [(10, 20), (20, 40)]);
-        assert_eq!(known.suspects.len(), 3);
-        for n in 0..2 * KNOWN_MAX as u64 {
-            known.met(range(100 + 2 * n, 101 + 2 * n));
-        }
-        assert_eq!((known.ranges.len(), known.suspects.len()), (KNOWN_MAX, KNOWN_MAX));
+        assert_eq!(known.suspects, BTreeSet::from([offset(10), offset(20), offset(30)]));
+    }
+
+    /// What there is no room for one by one is remembered by its segment, and nothing is new twice.
+    #[test]
+    fn nothing_that_was_met_is_left_out_or_counted_again() {
+        let mut known = Known::default();
+        let many = || (0..2 * KNOWN_MAX as u64).map(|n| range(2 * n, 2 * n + 1));
+        assert!(many().all(|met| known.met(met)));
+        assert!(!many().any(|met| known.met(met)), "it is known");
+        let shown = known.shown(offset(0));
+        let segments = 4 * KNOWN_MAX / 10;
+        assert!(shown.len() <= KNOWN_MAX + segments, "{}", shown.len());
+        assert_eq!(shown.iter().map(|range| range.ranges).sum::<u64>(), 2 * KNOWN_MAX as u64);
+        assert_eq!(shown.iter().map(|range| range.offsets).sum::<u64>(), 2 * KNOWN_MAX as u64);
+        assert!(
+            many().all(|met| shown.iter().any(|known| known.from <= met.from && met.until <= known.until))
+        );
+        assert!(shown.is_sorted_by(|one, other| one.until <= other.from), "none over another");
+        assert_eq!(known.suspects.len(), segments, "each segment is to be gone over");
+    }
+
+    /// A segment with many ranges is one, which can be named; the next check tells only what has come since.
+    #[test]
+    fn many_ranges_of_a_segment_are_remembered_as_one() {
+        let mut known = Known::default();
+        let base = offset(1_000);
+        let until = offset(9_000);
+        let damage: Vec<_> = (0..3_000)
+            .map(|n| DamagedRange::new(offset(1_001 + 2 * n), offset(1_002 + 2 * n), base, n.to_string()))
+            .collect();
+        let checked = |damage: &[DamagedRange]| CheckedSegment { base, until, damage: damage.to_vec() };
+        assert_eq!(known.checked(checked(&damage[..2_000])), 2_000);
+        let one = known.ranges.clone();
+        assert_eq!((one.len(), one[0].ranges, one[0].offsets), (1, 2_000, 2_000));
+        assert_eq!((one[0].from, one[0].until, &*one[0].reason), (offset(1_001), offset(5_000), "0"));
+        assert!(!known.met(DamagedRange::new(offset(1_101), offset(1_102), base, "again".to_owned())));
+        assert_eq!((&known.ranges, known.suspects.len()), (&one, 0));
+        assert_eq!(known.checked(checked(&damage[..2_000])), 0);
+        assert_eq!(known.checked(checked(&damage)), 1_000);
+        let mut clipped = known.shown(offset(6_999));
+        assert_eq!((clipped.len(), clipped[0].from, clipped[0].offsets), (1, offset(6_999), 1));
+        assert_eq!(clipped.remove(0).until, offset(7_000));
+        assert_eq!(known.checked(checked(&[])), 0);
+        assert!(known.ranges.is_empty(), "it was given up");
     }
 
     #[test]
@@ -400,7 +462,7 @@ mod tests {
         let checked = CheckedSegment { base: offset(10), until: offset(20), damage };
         assert_eq!(known.checked(checked.clone()), 1, "one of the three touches nothing that was known");
         assert_eq!(ranges(&known), [(5, 8), (11, 14), (15, 16), (18, 19), (25, 30)]);
-        assert_eq!(known.suspects, BTreeSet::from([offset(5), offset(25)]));
+        assert_eq!(known.suspects, BTreeSet::from([offset(0), offset(20)]));
         assert_eq!(known.checked(checked), 0);
         assert_eq!(
             known.checked(CheckedSegment { base: offset(10), until: offset(20), damage: Vec::new() }),

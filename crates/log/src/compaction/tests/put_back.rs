@@ -101,7 +101,7 @@ fn a_file_that_comes_back_after_its_loss_was_accepted_is_set_aside() {
         }
         // As docs/operations.md has it: the records are served again.
         let first = path(directory.path(), 0);
-        std::fs::rename(files::lost_path(directory.path(), offset(2), offset(4)), &first).unwrap();
+        std::fs::rename(files::lost_path(directory.path(), offset(2), offset(4), 2), &first).unwrap();
         std::fs::remove_file(first.with_extension(files::INDEX_SUFFIX)).unwrap();
         std::fs::rename(&expected[0], &lost).unwrap();
         let (log, report) = again(directory.path(), log);

@@ -126,7 +126,8 @@ impl LocalPartition {
                     return ReadError::Store(error);
                 }
                 // Told of once, however often it is read.
-                if self.damage.met(from, until, &reason) {
+                let segment = self.reader.segment_of(from).unwrap_or(from);
+                if self.damage.met(segment, from, until, &reason) {
                     Counters::add(&self.shared.counters.damaged_ranges, 1);
                     tracing::error!(partition = %self.id, %from, %until, reason, "acknowledged data is damaged");
                 }

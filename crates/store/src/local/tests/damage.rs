@@ -149,6 +149,18 @@ async fn what_a_read_meets_is_measured_also_in_the_segment_that_is_written_to() 
     assert_eq!(scrub(&partition, ScrubScope::Suspects).await, (0, 0, 0), "it is measured");
     assert_eq!(storage.statistics().damaged_ranges, 1);
 
+    // A wrong name changes nothing, also where the segment is still written to.
+    let segments = partition.info().segments;
+    for wrong in [
+        OffsetRange { from: offset(RECORDS - 2), until: offset(RECORDS) },
+        OffsetRange { from: offset(RECORDS - 2), until: offset(RECORDS - 1) },
+        OffsetRange { from: offset(RECORDS + 5), until: offset(RECORDS + 6) },
+    ] {
+        let refused = partition.accept_loss(vec![wrong], NOW).await.unwrap_err();
+        assert!(matches!(&refused, AcceptLossError::Differs { found } if found.ranges == 1), "{refused}");
+        assert_eq!(partition.info().segments, segments, "{wrong}");
+    }
+
     // It can be given up there as well, and the log goes on behind it.
     let accepted = partition.accept_loss(lost, NOW).await.unwrap();
     assert_eq!(accepted, partition.info().accepted_losses);
@@ -192,7 +204,7 @@ async fn what_is_given_up_is_a_gap_for_ever() {
     // Only what is damaged, named as it is.
     let wrong = OffsetRange { until: damage[0].until.checked_add(1).unwrap(), ..damage[0] };
     let refused = partition.accept_loss(vec![wrong], NOW).await.unwrap_err();
-    assert!(matches!(&refused, AcceptLossError::Differs { found } if found.len() == 1), "{refused}");
+    assert!(matches!(&refused, AcceptLossError::Differs { found } if found.ranges == 1), "{refused}");
     assert_eq!(known(&partition), damage);
 
     let accepted = partition.accept_loss(damage.clone(), NOW).await.unwrap();
