@@ -37,15 +37,13 @@
 //! | 1 | 1 if a content hash follows, 0 if zeros do |
 //! | 8 | content hash |
 
+mod ages;
 mod entry;
 mod snapshot;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use rimstone_record::{BatchHeader, ProducerStamp};
 use rimstone_types::{Numbering, Offset, ProducerEpoch, ProducerId, Timestamp};
@@ -53,6 +51,7 @@ use rimstone_types::{Numbering, Offset, ProducerEpoch, ProducerId, Timestamp};
 pub use entry::{Entry, StoredBatch};
 pub use snapshot::DecodeError;
 
+use ages::Ages;
 use entry::Resend;
 
 /// Batches remembered per producer. Kafka keeps 5, which bounds the batches in flight; 64 lets a client
@@ -200,28 +199,31 @@ enum Before {
 pub struct ProducerTable {
     limits: Limits,
     producers: BTreeMap<ProducerId, Entry>,
-    /// Those without a name, by the time of their last batch: who expires next.
-    by_age: BTreeSet<(Timestamp, ProducerId)>,
+    /// How long those without a name have been idle.
+    ages: Ages,
 }
 
 impl ProducerTable {
     /// An empty table.
     pub fn new(limits: Limits) -> Self {
-        Self { limits, producers: BTreeMap::new(), by_age: BTreeSet::new() }
+        Self { limits, producers: BTreeMap::new(), ages: Ages::default() }
     }
 
     /// What to do with a batch. The caller has checked the fence of a named producer.
     ///
     /// # Errors
     /// [`Refusal`]. It cites what has been applied, so it must not be told before that is durable.
-    pub fn check(&self, claim: &Claim, now: Timestamp) -> Result<Verdict, Refusal> {
-        let Some(entry) = self.producers.get(&claim.stamp.id) else {
-            if self.producers.len() >= self.limits.producers && self.expired(now).next().is_none() {
+    pub fn check(&mut self, claim: &Claim, now: Timestamp) -> Result<Verdict, Refusal> {
+        if let Some(entry) = self.producers.get(&claim.stamp.id) {
+            return entry.check(claim);
+        }
+        if self.producers.len() >= self.limits.producers {
+            self.ages.look(now);
+            if self.expired().next().is_none() {
                 return Err(Refusal::TooManyProducers { limit: self.limits.producers as u64 });
             }
-            return entry::check_first(claim);
-        };
-        entry.check(claim)
+        }
+        entry::check_first(claim)
     }
 
     /// Adds a batch that is staged. Takes whatever a log may contain, in the order of the log, so that a table
@@ -230,13 +232,10 @@ impl ProducerTable {
         let id = claim.stamp.id;
         let batch = StoredBatch::new(claim, base, last, append_time);
         if self.producers.len() >= self.limits.producers && !self.producers.contains_key(&id) {
-            self.drop_one_expired(append_time);
+            self.drop_one_expired();
         }
         let before = match self.producers.get_mut(&id) {
-            Some(entry) => {
-                self.by_age.remove(&(entry.last_append(), id));
-                entry.push(claim, batch)
-            }
+            Some(entry) => entry.push(claim, batch),
             None => {
                 self.producers.insert(id, Entry::new(claim, batch));
                 Before::Fresh(None)
@@ -262,11 +261,10 @@ impl ProducerTable {
             // Forgotten meanwhile.
             return;
         };
-        self.by_age.remove(&(entry.last_append(), id));
         if !entry.pop(&claim, before) {
             self.producers.remove(&id);
+            self.ages.forget(id);
         }
-        self.note_age(id);
     }
 
     /// One batch of a producer is written: the oldest that is neither settled nor undone. Trims the window.
@@ -299,32 +297,29 @@ impl ProducerTable {
 
     /// Forgets a producer whose name was deleted. Answers whether it was known.
     pub fn forget(&mut self, id: ProducerId) -> bool {
-        let Some(entry) = self.producers.remove(&id) else { return false };
-        self.by_age.remove(&(entry.last_append(), id));
-        true
+        self.ages.forget(id);
+        self.producers.remove(&id).is_some()
     }
 
-    /// Forgets the producers without a name that have been idle for too long. Answers how many.
+    /// Forgets the producers without a name that have been idle for too long. Answers how many. Of the time since the
+    /// last call an hour counts at most: a clock that jumps makes nobody idle.
     pub fn expire(&mut self, now: Timestamp) -> usize {
-        let expired: Vec<ProducerId> = self.expired(now).collect();
+        self.ages.look(now);
+        let expired: Vec<ProducerId> = self.expired().collect();
         for &id in &expired {
             self.forget(id);
         }
         expired.len()
     }
 
-    /// Those that may be dropped at `now`, the longest idle first.
-    fn expired(&self, now: Timestamp) -> impl Iterator<Item = ProducerId> {
+    /// Those that may be dropped, the longest idle first.
+    fn expired(&self) -> impl Iterator<Item = ProducerId> {
         let idle_max = self.limits.expiry.max(self.limits.protected);
-        self.by_age
-            .iter()
-            .take_while(move |(last_append, _)| last_append.saturating_add(idle_max) < now)
-            .map(|&(_, id)| id)
-            .filter(|id| self.producers.get(id).is_none_or(|entry| !entry.has_staged()))
+        self.ages.idle(idle_max).filter(|id| self.producers.get(id).is_none_or(|entry| !entry.has_staged()))
     }
 
-    fn drop_one_expired(&mut self, now: Timestamp) {
-        let oldest = self.expired(now).next();
+    fn drop_one_expired(&mut self) {
+        let oldest = self.expired().next();
         if let Some(id) = oldest {
             self.forget(id);
         }
@@ -334,7 +329,7 @@ impl ProducerTable {
         if let Some(entry) = self.producers.get(&id)
             && !id.is_named()
         {
-            self.by_age.insert((entry.last_append(), id));
+            self.ages.active(id, entry.last_append());
         }
     }
 }

@@ -83,6 +83,7 @@ macro_rules! conformance_suite {
             producers_are_shown_and_forgotten
             producers_outlive_their_records
             idle_producers_without_a_name_expire
+            a_clock_that_jumps_forgets_no_producer
             // Retention.
             trimming_moves_the_log_start
             retention_by_size_keeps_the_limit

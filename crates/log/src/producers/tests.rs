@@ -45,7 +45,7 @@ impl Log {
         Self { table: ProducerTable::new(limits()), end: 0 }
     }
 
-    fn check(&self, claim: Claim) -> Result<Verdict, Refusal> {
+    fn check(&mut self, claim: Claim) -> Result<Verdict, Refusal> {
         self.table.check(&claim, NOW)
     }
 
@@ -172,7 +172,7 @@ fn before_the_first_known_sequence_nothing_is_claimed() {
         drop(log.stage(dense(UNNAMED, 0, 1000 + n, 1)));
         log.table.settle(ProducerId::new(UNNAMED).unwrap());
     }
-    let check = |base| log.check(dense(UNNAMED, 0, base, 1));
+    let mut check = |base| log.check(dense(UNNAMED, 0, base, 1));
     assert!(matches!(check(1000), Ok(Verdict::Duplicate { offsets: None, .. })));
     assert!(matches!(check(999), Err(Refusal::SequenceGap { got: 999, .. })));
 }
@@ -458,7 +458,7 @@ fn a_snapshot_holds_no_more_than_the_window() {
     for n in 0..window + 6 {
         drop(log.stage(dense(UNNAMED, 0, n, 1)));
     }
-    let table = ProducerTable::decode(&log.table.encode(), limits()).unwrap();
+    let mut table = ProducerTable::decode(&log.table.encode(), limits()).unwrap();
     let entry = table.get(ProducerId::new(UNNAMED).unwrap()).unwrap();
     assert_eq!(entry.batches().count(), WINDOW);
     assert_eq!(entry.last(), Some(window + 5));

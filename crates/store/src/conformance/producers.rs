@@ -296,8 +296,39 @@ pub async fn idle_producers_without_a_name_expire<H: Harness>() {
         within("maintenance", partition.0.maintain(now)).await.expect("the partition is open");
         partition.0.producers(10).iter().map(|view| view.id.get()).collect::<Vec<_>>()
     };
-    assert_eq!(maintain(NOW.saturating_add(HOUR * 23)).await, [UNNAMED, NAMED]);
+    for hour in 0..=23 {
+        assert_eq!(maintain(NOW.saturating_add(HOUR * hour)).await, [UNNAMED, NAMED], "{hour}");
+    }
+    maintain(NOW.saturating_add(HOUR * 24)).await;
     assert_eq!(maintain(NOW.saturating_add(HOUR * 25)).await, [NAMED]);
     let unknown = Err(AppendError::UnknownProducer { got: 1 });
     assert_eq!(partition.offer(batch(dense(UNNAMED, 0, 1), "u", 1)).await, unknown);
+}
+
+/// A clock that jumps, under a running server or between two, makes no producer idle.
+pub async fn a_clock_that_jumps_forgets_no_producer<H: Harness>() {
+    const FAR: Duration = Duration::from_secs(40 * 24 * 60 * 60);
+    const OTHER: u64 = UNNAMED + 1;
+    let (mut harness, config) = (H::create().await, PartitionConfig::default());
+    let mut partition = Partition::create(&harness, config.clone()).await;
+    let write = async |partition: &Partition, stamp, now| {
+        let append = Append { now, ..append(batch(stamp, "x", 1)) };
+        within("an append", partition.0.submit(append).expect("there is room")).await.expect("it is stored");
+    };
+    let maintain = async |partition: &Partition, now| {
+        within("maintenance", partition.0.maintain(now)).await.expect("the partition is open");
+    };
+    write(&partition, dense(UNNAMED, 0, 0), NOW).await;
+    for number in 0..4 {
+        let now = if number % 2 == 0 { NOW } else { NOW.saturating_add(FAR * number) };
+        maintain(&partition, now).await;
+        // Another one writes at that time, and then the server is started again.
+        write(&partition, dense(OTHER, 0, number), now).await;
+        maintain(&partition, now).await;
+        (harness, partition) = restart(harness, partition, &config).await;
+        maintain(&partition, now.saturating_add(FAR)).await;
+    }
+    write(&partition, dense(UNNAMED, 0, 1), NOW).await;
+    write(&partition, dense(OTHER, 0, 4), NOW).await;
+    drop(harness);
 }

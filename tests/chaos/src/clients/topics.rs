@@ -68,7 +68,9 @@ fn tell(client: &Client, op: u64, outcome: Result<(), tonic::Status>) -> bool {
 
 async fn create(client: &Client, doors: &mut Doors, topic: &str) -> bool {
     let op = client.ask(What::Create { topic: topic.to_owned() });
-    let request = v1::CreateTopicRequest { topic: topic.to_owned(), partitions: 1, ..Default::default() };
+    // A clock that jumps ahead makes records old, and retention may take them.
+    let settings = [("retention.ms".to_owned(), "-1".to_owned())].into();
+    let request = v1::CreateTopicRequest { topic: topic.to_owned(), partitions: 1, settings };
     let outcome = within(doors.admin.create_topic(request)).await;
     tell(client, op, outcome.map(drop))
 }
