@@ -111,7 +111,7 @@ impl Lab {
         if self.quick { (count / 1000).max(10) } else { count }
     }
 
-    /// So long; in a quick run no longer than [`QUICK_TIME_MAX_MS`].
+    /// So long; in a quick run no longer than `QUICK_TIME_MAX_MS`.
     pub fn time(&self, millis: u64) -> String {
         format!("{}ms", if self.quick { millis.min(QUICK_TIME_MAX_MS) } else { millis })
     }

@@ -11,6 +11,8 @@ use crate::{
 
 /// How much is looked at in one piece while a next frame is searched behind damage.
 const RESYNC_WINDOW: usize = 1 << 20;
+/// The first such piece: each is twice the one before.
+const RESYNC_WINDOW_MIN: usize = 64 << 10;
 
 /// Frames of this size are cheaper to step over, each with a system call, than to load.
 const HOP_SIZE: u64 = 8 << 10;
@@ -110,8 +112,11 @@ impl<S: Source> Walker<S> {
     /// Moves on to the next valid frame behind an invalid one. `false`: there is none up to the end.
     pub(crate) fn resync(&mut self) -> Result<bool, LogReadError> {
         let mut at = self.position + 1;
+        // Little at first: where damage is scattered, the next frame is near.
+        let mut most = RESYNC_WINDOW_MIN;
         while at + FRAME_HEADER_LENGTH as u64 <= self.end {
-            let length = usize::try_from(self.end - at).unwrap_or(usize::MAX).min(RESYNC_WINDOW);
+            let length = usize::try_from(self.end - at).unwrap_or(usize::MAX).min(most);
+            most = most.saturating_mul(2).min(RESYNC_WINDOW);
             let window = self.source.load(at, length)?;
             if window.len() < FRAME_HEADER_LENGTH {
                 break;

@@ -1,6 +1,6 @@
 //! What compaction means to a start: files that a crash left behind, and what compacted segments attest.
 
-use std::path::Path;
+use std::{collections::HashMap, path::Path};
 
 use rimstone_types::{Offset, PartitionId};
 
@@ -30,9 +30,12 @@ pub(crate) fn remove_superseded(
         }
     }
     let count = superseded.len() as u32;
-    for (by, segment) in superseded {
-        let by = &kept[by];
-        match unexplained(by, &segment) {
+    // Of each segment that stands for others, once: many may be left of what it was written from.
+    let mut given_up: HashMap<usize, Option<Vec<(Offset, Offset)>>> = HashMap::new();
+    for (number, segment) in superseded {
+        let by = &kept[number];
+        let given_up = given_up.entry(number).or_insert_with(|| lost_ranges(by));
+        match unexplained(by, given_up.as_deref(), &segment) {
             None => {
                 tracing::info!(partition = %id, segment = %segment.base, by = %by.base, "a superseded segment was removed");
                 files::remove_file(segment.path())?;
@@ -52,7 +55,7 @@ pub(crate) fn remove_superseded(
 }
 
 /// Why a segment is none of those that `by` was written from, or must not go all the same; `None`: a crash has left it.
-fn unexplained(by: &Segment, segment: &Segment) -> Option<String> {
+fn unexplained(by: &Segment, given_up: Option<&[(Offset, Offset)]>, segment: &Segment) -> Option<String> {
     let end_of = |segment: &Segment| segment.read_seal().ok().flatten().map(|totals| totals.next_offset);
     // It was whole before it had its name; if it is not any more, nothing more is to be lost.
     if end_of(by) != by.header.range_end {
@@ -64,13 +67,15 @@ fn unexplained(by: &Segment, segment: &Segment) -> Option<String> {
     // Compaction replaces what is sealed, and all of it.
     let end = end_of(segment).filter(|end| Some(*end) <= by.header.range_end);
     let Some(end) = end else { return Some("it has no seal, or reaches further".to_owned()) };
-    let given_up = lost_ranges(by);
     let (Some(given_up), Some(known)) = (given_up, lost_ranges(segment)) else {
         return Some("one of the two is damaged".to_owned());
     };
     // Names that an acceptance finds are durable before its marker is, so what compaction has left knows the markers.
-    let back =
-        given_up.into_iter().find(|range| range.0 < end && segment.base < range.1 && !known.contains(range));
+    // Both are in the order of their offsets.
+    let forgotten = |range: &&(Offset, Offset)| {
+        range.0 < end && segment.base < range.1 && known.binary_search(range).is_err()
+    };
+    let back = given_up.iter().find(forgotten);
     back.map(|(from, until)| format!("offsets {from} to {until} were given up, and it has them"))
 }
 

@@ -77,8 +77,8 @@ impl Known {
         if gone.iter().any(|known| known.ranges > 1) {
             // How much of it is damaged is known when its segment has been gone over.
             grown.ranges = gone.iter().map(|known| known.ranges).sum();
-            let around =
-                until.since(from) - gone.iter().map(|known| known.until.since(known.from)).sum::<u64>();
+            let inside = gone.iter().map(|known| known.until.since(known.from)).sum::<u64>();
+            let around = until.since(from).saturating_sub(inside);
             grown.offsets = around + gone.iter().map(|known| known.offsets).sum::<u64>();
             if around > 0 {
                 self.suspect(grown.segment);
