@@ -69,7 +69,7 @@ const ROWS: [Row; 10] = [
     Row { bug: "trust-index", chaos: &["damage"], quick: (SECTORS, 1) },
     Row { bug: "empty-catalog", chaos: &["damage"], quick: ("damage", 1) },
     Row { bug: "early-duplicate", chaos: &["slow-cut", "power"], quick: (SECTORS, 1) },
-    Row { bug: "forgotten-producers", chaos: &["power"], quick: (SECTORS, 4) },
+    Row { bug: "forgotten-producers", chaos: &["power"], quick: (SECTORS, 8) },
     Row { bug: "serve-past-durable", chaos: &["power", "slow-cut"], quick: (SECTORS, 1) },
     Row { bug: "unsynced-tail", chaos: &["power", "sync-fails-cut"], quick: (SECTORS, 1) },
 ];
