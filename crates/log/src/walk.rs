@@ -153,3 +153,46 @@ impl<S: Source> Walker<S> {
         Ok(self.window.slice(inside..inside + length))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rimstone_types::Offset;
+
+    use super::*;
+    use crate::frame::{FrameWriter, LogPosition, Totals};
+
+    struct Memory(Bytes);
+
+    impl Source for Memory {
+        fn load(&self, at: u64, length: usize) -> Result<Bytes, LogReadError> {
+            let at = at as usize;
+            Ok(self.0.slice(at..(at + length).min(self.0.len())))
+        }
+    }
+
+    /// The search grows as it goes: no frame is missed where two of its pieces meet.
+    #[test]
+    fn the_next_frame_is_found_wherever_damage_ends() {
+        const SALT: u32 = 7;
+        // Where the first three pieces end, each with an overlap of three bytes.
+        let (mut end, mut size, mut ends) = (1, RESYNC_WINDOW_MIN, Vec::new());
+        for _ in 0..3 {
+            end += size - 3;
+            size *= 2;
+            ends.push(end);
+        }
+        for end in ends {
+            for position in end - 10..end + 10 {
+                let mut frames = FrameWriter { salt: SALT, position: position as u64, previous_check: 0 };
+                let seal = frames.seal(&Totals::empty(Offset::ZERO), LogPosition::default());
+                let bytes = [&vec![0; position][..], &seal].concat();
+                let length = bytes.len() as u64;
+                let mut walker = Walker::new(Memory(bytes.into()), SALT, 0, length, 256);
+                assert!(matches!(walker.step().unwrap(), Step::Invalid(0, _)));
+                assert!(walker.resync().unwrap(), "at {position}");
+                assert_eq!(walker.position(), position as u64);
+                assert!(matches!(walker.step().unwrap(), Step::Frame(at, _) if at == position as u64));
+            }
+        }
+    }
+}
